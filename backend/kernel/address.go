@@ -1,0 +1,97 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vishvananda/netlink/nl"
+
+	"github.com/tulle-net/tulle/backend"
+)
+
+// ifaProto is IFA_PROTO (linux/if_addr.h): who set an address. Linux ≥ 5.18; before that addresses carry no mark, and an
+// earlier life's are left where they are.
+const ifaProto = 11
+
+// ifaddrmsg is a struct ifaddrmsg.
+func ifaddrmsg(family uint8, bits, index int) message {
+	m := message{family, uint8(bits), 0, unix.RT_SCOPE_UNIVERSE, 0, 0, 0, 0}
+	binary.NativeEndian.PutUint32(m[4:], uint32(index))
+	return m
+}
+
+// ifAddr is an address as the kernel lists it.
+type ifAddr struct {
+	index    int
+	prefix   netip.Prefix
+	scope    uint8
+	flags    uint32 // IFA_F_…
+	protocol uint8
+}
+
+// listAddrs lists all addresses of the namespace.
+func (c conn) listAddrs() ([]ifAddr, error) {
+	var list []ifAddr
+	err := c.dump(unix.RTM_GETADDR, ifaddrmsg(unix.AF_UNSPEC, 0, 0), func(entry []byte) {
+		a := ifAddr{index: int(number(entry[4:])), scope: entry[3], flags: uint32(entry[2])}
+		var local, peer netip.Addr
+		for kind, value := range attributes(entry, 8) {
+			switch kind {
+			case unix.IFA_LOCAL:
+				local = address(value)
+			case unix.IFA_ADDRESS:
+				peer = address(value)
+			case unix.IFA_FLAGS:
+				a.flags = number(value)
+			case ifaProto:
+				a.protocol = value[0]
+			}
+		}
+		if !local.IsValid() { // IPv6 has IFA_LOCAL only on point-to-point links
+			local = peer
+		}
+		a.prefix = netip.PrefixFrom(local, int(entry[1]))
+		list = append(list, a)
+	})
+	return list, err
+}
+
+// observeAddrs lists our addresses. Ours: protocol 84, and those wanted, whoever set them.
+func (k *Kernel) observeAddrs(want map[backend.Addr]struct{}) (map[backend.Addr]struct{}, error) {
+	list, err := k.conn.listAddrs()
+	if err != nil {
+		return nil, err
+	}
+	names := map[int]string{}
+	for name, index := range k.devices {
+		names[index] = name
+	}
+	have := map[backend.Addr]struct{}{}
+	for _, a := range list {
+		addr := backend.Addr{Dev: names[a.index], Prefix: a.prefix}
+		if _, wanted := want[addr]; wanted || a.protocol == protocol {
+			have[addr] = struct{}{}
+		}
+	}
+	return have, nil
+}
+
+func (k *Kernel) setAddr(a backend.Addr, _ struct{}) error {
+	return k.changeAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, a)
+}
+
+func (k *Kernel) deleteAddr(a backend.Addr, _ struct{}) error {
+	return gone(k.changeAddr(unix.RTM_DELADDR, 0, a))
+}
+
+func (k *Kernel) changeAddr(kind, flags int, a backend.Addr) error {
+	index, err := k.device(a.Dev)
+	if err != nil {
+		return err
+	}
+	addr := a.Prefix.Addr()
+	return k.conn.do(kind, flags, ifaddrmsg(family(addr), a.Prefix.Bits(), index),
+		addrAttr(unix.IFA_LOCAL, addr), addrAttr(unix.IFA_ADDRESS, addr), nl.NewRtAttr(ifaProto, []byte{protocol}))
+}

@@ -1,0 +1,123 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend"
+)
+
+// bell turns kernel notifications into rings. It says that something may have changed, never what: the loop looks itself.
+type bell struct {
+	c      chan struct{} // capacity one: rings in a row are one ring
+	socket *nl.NetlinkSocket
+
+	mu      sync.Mutex
+	names   map[string]bool // devices of interest, also while they don't exist
+	indexes map[int]bool
+	tunnels map[int]bool // those of them whose neighbours and FDB are ours
+}
+
+// Setting a device down removes its routes and neighbours without a word about them; the link group tells of it. FDB
+// entries come with the neighbours.
+var groups = []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP}
+
+func newBell() (*bell, error) {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to rtnetlink: %w", err)
+	}
+	// A burst of changes must not overflow the socket; if it does all the same (the limit needs CAP_NET_ADMIN), that rings.
+	_ = s.SetReceiveBufferSize(8<<20, true)
+	return &bell{c: make(chan struct{}, 1), socket: s, names: map[string]bool{}}, nil
+}
+
+func (b *bell) close() { b.socket.Close() }
+
+func (b *bell) ring() {
+	select {
+	case b.c <- struct{}{}:
+	default:
+	}
+}
+
+// watch says which devices are of interest: those that want has, and those that they run over.
+func (b *bell) watch(devices map[string]int, want backend.State) {
+	names, indexes, tunnels := map[string]bool{}, map[int]bool{}, map[int]bool{}
+	for name, l := range want.Links {
+		names[name] = true
+		if l.Kind == backend.KindVXLAN {
+			names[l.VXLAN.Parent] = true
+			tunnels[devices[name]] = true
+		}
+	}
+	for name := range names {
+		indexes[devices[name]] = true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.names, b.indexes, b.tunnels = names, indexes, tunnels
+}
+
+// listen rings until ctx ends. It fails only if the socket does.
+func (b *bell) listen(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, b.close)
+	defer stop()
+	for {
+		messages, _, err := b.socket.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS): // some were lost: any of them could have been of interest
+			b.ring()
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		case err != nil:
+			return fmt.Errorf("receive from rtnetlink: %w", err)
+		}
+		for _, m := range messages {
+			if b.concerns(m.Header.Type, m.Data) {
+				b.ring()
+			}
+		}
+	}
+}
+
+// concerns reports whether a notification can be about something that Apply or Underlay looks at. Containers that come and
+// go on a busy host are not.
+func (b *bell) concerns(kind uint16, data []byte) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch kind {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return len(data) >= unix.SizeofIfInfomsg && (b.indexes[int(number(data[4:]))] || b.names[ifName(data)])
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return len(data) >= 8 && b.indexes[int(number(data[4:]))]
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		return len(data) >= 12 && b.tunnels[int(number(data[4:]))]
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours, and the default route, which chooses the underlay
+		return len(data) >= unix.SizeofRtMsg && (data[5] == protocol || data[1] == 0)
+	case rtmNewNexthop, rtmDelNexthop:
+		return len(data) >= 8 && data[2] == protocol
+	}
+	return false
+}
+
+// ifName is the device's name in a link notification.
+func ifName(data []byte) string {
+	for kind, value := range attributes(data, unix.SizeofIfInfomsg) {
+		if kind == unix.IFLA_IFNAME {
+			return strings.TrimRight(string(value), "\x00")
+		}
+	}
+	return ""
+}

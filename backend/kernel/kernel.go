@@ -1,0 +1,238 @@
+// Package kernel puts a backend.State into the kernel of the network namespace that it was opened in, over rtnetlink. It
+// knows its own objects by their marks, compares with what is really there and never with what it remembers, and touches
+// nothing else. It also observes the underlay and rings a doorbell when something of interest changed. The packet filter
+// is package netfilter's.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend"
+)
+
+// protocol marks routes, nexthop objects and addresses as ours (rtm_protocol, nhm_protocol, IFA_PROTO). It is free in
+// linux/rtnetlink.h and in iproute2's rt_protos.
+const protocol = 84
+
+// Kernel is not for concurrent use, its doorbell aside.
+type Kernel struct {
+	conn    conn
+	links   *netlink.Handle
+	bell    *bell
+	objects bool // routes go through nexthop objects
+
+	// As of the last look, and what was changed since:
+	devices map[string]int          // ifindex by name
+	routes  map[netip.Prefix]uint32 // our routes, and the ID of each one's nexthop object, 0 if it has none
+	orphans []uint32                // our nexthop objects that no route goes through
+}
+
+// Option changes how a Kernel works.
+type Option func(*Kernel)
+
+// WithoutNexthops makes the Kernel write plain routes, as it does by itself before Linux 5.3.
+func WithoutNexthops(k *Kernel) { k.objects = false }
+
+// Open returns a Kernel for the calling thread's network namespace.
+func Open(options ...Option) (*Kernel, error) {
+	c, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		c.close()
+		return nil, fmt.Errorf("rtnetlink: %w", err)
+	}
+	bell, err := newBell()
+	if err != nil {
+		c.close()
+		links.Close()
+		return nil, err
+	}
+	k := &Kernel{conn: c, links: links, bell: bell, objects: c.hasNexthops(),
+		devices: map[string]int{}, routes: map[netip.Prefix]uint32{}}
+	for _, option := range options {
+		option(k)
+	}
+	return k, errors.Join(links.SetSocketTimeout(timeout))
+}
+
+// Close gives the sockets back. The kernel's state stays as it is.
+func (k *Kernel) Close() {
+	k.conn.close()
+	k.links.Close()
+	k.bell.close()
+}
+
+// Apply compares all that is ours in the kernel with want, and changes what differs. It goes on past an entry that fails;
+// the error joins all failures. The changes are those that it made or tried to make: none if the kernel was as wanted.
+func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes, error) {
+	have, err := k.observeLinks()
+	if err != nil {
+		return backend.Changes{}, fmt.Errorf("list links: %w", err)
+	}
+	want = have.withoutForeign(want)
+	changed := backend.Diff(backend.State{Links: have.own}, backend.State{Links: want.Links})
+	errs := []error{k.setLinks(changed.Links.Set, have)}
+	if err := k.indexDevices(); err != nil {
+		return changed, errors.Join(append(errs, err)...)
+	}
+	k.bell.watch(k.devices, want)
+
+	// A link that was made again has lost what hung on it, so the rest is looked at only now.
+	rest, err := k.observe(want)
+	if err != nil {
+		return changed, errors.Join(append(errs, err)...)
+	}
+	maps.DeleteFunc(changed.Links.Del, func(_ string, l backend.Link) bool { return l.Kind == backend.KindBridge }) // containers may hang on it
+	links := changed.Links
+	changed = backend.Diff(rest, want)
+	changed.Links = links
+	errs = append(errs, k.sweepNexthops(), k.Change(ctx, changed), k.deleteLinks(links.Del, have), k.setSysctls(want.Sysctls))
+	return changed, errors.Join(errs...)
+}
+
+// observe reads all that is ours except the links.
+func (k *Kernel) observe(want backend.State) (backend.State, error) {
+	have := backend.NewState()
+	have.Links = want.Links
+	var err error
+	if have.Addrs, err = k.observeAddrs(want.Addrs); err != nil {
+		return have, fmt.Errorf("list addresses: %w", err)
+	}
+	for name, l := range want.Links {
+		index, exists := k.devices[name]
+		if l.Kind != backend.KindVXLAN || !exists {
+			continue
+		}
+		if err := k.observeFDB(name, index, have.FDB); err != nil {
+			return have, fmt.Errorf("list FDB of %s: %w", name, err)
+		}
+		if err := k.observeNeighbours(name, index, have.Neighbours); err != nil {
+			return have, fmt.Errorf("list neighbours of %s: %w", name, err)
+		}
+	}
+	if have.Routes, err = k.observeRoutes(); err != nil {
+		return have, fmt.Errorf("list routes: %w", err)
+	}
+	return have, nil
+}
+
+// Change makes changes without a look at what is there, links aside: deletes first, from routes down to addresses, then
+// sets, from addresses up to routes, or the kernel would ask the wire for a gateway that it has no neighbour for.
+func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
+	var errs errorList
+	each(ctx, &errs, "delete route", c.Routes.Del, k.deleteRoute)
+	each(ctx, &errs, "delete neighbour", c.Neighbours.Del, k.deleteNeighbour)
+	each(ctx, &errs, "delete FDB entry", c.FDB.Del, k.deleteFDB)
+	each(ctx, &errs, "delete address", c.Addrs.Del, k.deleteAddr)
+	each(ctx, &errs, "set address", c.Addrs.Set, k.setAddr)
+	each(ctx, &errs, "set FDB entry", c.FDB.Set, k.setFDB)
+	each(ctx, &errs, "set neighbour", c.Neighbours.Set, k.setNeighbour)
+	each(ctx, &errs, "set route", c.Routes.Set, k.setRoute)
+	return errs.join()
+}
+
+// each calls f for every entry of table.
+func each[K comparable, V any](ctx context.Context, errs *errorList, what string, table map[K]V, f func(K, V) error) {
+	for key, value := range table {
+		if ctx.Err() != nil {
+			errs.add(ctx.Err())
+			return
+		}
+		if err := f(key, value); err != nil {
+			errs.add(fmt.Errorf("%s %v: %w", what, key, err))
+		}
+	}
+}
+
+// errorList joins errors, and counts those beyond the first few: ten thousand failures are one log line, not a megabyte.
+type errorList struct {
+	first []error
+	more  int
+}
+
+func (l *errorList) add(err error) {
+	if err == nil {
+		return
+	}
+	if len(l.first) < 5 {
+		l.first = append(l.first, err)
+	} else {
+		l.more++
+	}
+}
+
+func (l *errorList) join() error {
+	if l.more > 0 {
+		l.first = append(l.first, fmt.Errorf("and %d more", l.more))
+	}
+	return errors.Join(l.first...)
+}
+
+// device returns the ifindex of a device by name.
+func (k *Kernel) device(name string) (int, error) {
+	if index, ok := k.devices[name]; ok {
+		return index, nil
+	}
+	return 0, fmt.Errorf("device %s: %w", name, unix.ENODEV)
+}
+
+// Doorbell receives when something that Apply or Underlay would see may have changed.
+func (k *Kernel) Doorbell() <-chan struct{} { return k.bell.c }
+
+// Listen rings the doorbell until ctx ends.
+func (k *Kernel) Listen(ctx context.Context) error { return k.bell.listen(ctx) }
+
+// Cleanup removes everything of ours: the links with what hangs on them, the bridge if we made it, routes and nexthop
+// objects. It returns a line for each object that it removed.
+func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
+	have, err := k.observeLinks()
+	if err != nil {
+		return nil, err
+	}
+	routes, err := k.observeRoutes()
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	var errs errorList
+	each(ctx, &errs, "delete route", routes, func(dst netip.Prefix, r backend.Route) error {
+		removed = append(removed, fmt.Sprintf("route %s %s", dst, r))
+		return k.deleteRoute(dst, r)
+	})
+	errs.add(k.sweepNexthops())
+	each(ctx, &errs, "delete link", have.own, func(name string, l backend.Link) error {
+		removed = append(removed, fmt.Sprintf("link %s %s", name, l))
+		return gone(k.links.LinkDel(have.all[name]))
+	})
+	slices.Sort(removed)
+	return removed, errs.join()
+}
+
+// setSysctls sets what differs. Sysctls are not owned: they are never set back.
+func (k *Kernel) setSysctls(want map[string]string) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		path := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
+		now, err := os.ReadFile(path)
+		if err == nil && strings.TrimSpace(string(now)) == want[name] {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(want[name]), 0); err != nil {
+			errs = append(errs, fmt.Errorf("set sysctl %s=%s: %w", name, want[name], err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,214 @@
+package kernel
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend"
+)
+
+// unborn is the name of a link that is being made: it gets its alias, our mark, before it gets its name, so that an agent
+// killed in between leaves nothing behind that it wouldn't know again.
+const unborn = backend.Prefix + "-new"
+
+// linkTable is what links the kernel has, by name.
+type linkTable struct {
+	all map[string]netlink.Link
+	own map[string]backend.Link
+}
+
+// observeLinks lists the links. Ours: ifalias "tulle", or being made.
+func (k *Kernel) observeLinks() (linkTable, error) {
+	t := linkTable{map[string]netlink.Link{}, map[string]backend.Link{}}
+	list, err := k.listLinks()
+	if err != nil {
+		return t, err
+	}
+	names := map[int]string{}
+	for _, l := range list {
+		t.all[l.Attrs().Name] = l
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	for name, l := range t.all {
+		if l.Attrs().Alias == backend.Alias || name == unborn {
+			t.own[name] = toLink(l, names)
+		}
+	}
+	return t, nil
+}
+
+func (k *Kernel) listLinks() ([]netlink.Link, error) {
+	var list []netlink.Link
+	var err error
+	for range 5 {
+		if list, err = k.links.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return list, err
+		}
+	}
+	return list, err
+}
+
+// toLink reads a link; names are device names by ifindex.
+func toLink(l netlink.Link, names map[int]string) backend.Link {
+	attrs := l.Attrs()
+	link := backend.Link{Kind: backend.Kind(l.Type()), MTU: attrs.MTU, Down: attrs.Flags&net.FlagUp == 0}
+	copy(link.MAC[:], attrs.HardwareAddr)
+	if v, ok := l.(*netlink.Vxlan); ok {
+		local, _ := netip.AddrFromSlice(v.SrcAddr)
+		link.VXLAN = backend.VXLAN{VNI: uint32(v.VxlanId), Port: uint16(v.Port), Local: local,
+			Parent: names[v.VtepDevIndex], Learning: v.Learning, GBP: v.GBP}
+	}
+	return link
+}
+
+// withoutForeign returns want without the bridge if somebody else made it: it, and its addresses, are left alone.
+func (t linkTable) withoutForeign(want backend.State) backend.State {
+	links, addrs := maps.Clone(want.Links), maps.Clone(want.Addrs)
+	for name, l := range want.Links {
+		_, exists := t.all[name]
+		if _, ours := t.own[name]; exists && !ours && l.Kind == backend.KindBridge {
+			delete(links, name)
+			maps.DeleteFunc(addrs, func(a backend.Addr, _ struct{}) bool { return a.Dev == name })
+		}
+	}
+	want.Links, want.Addrs = links, addrs
+	return want
+}
+
+// setLinks makes or mends links.
+func (k *Kernel) setLinks(set map[string]backend.Link, have linkTable) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		if err := k.setLink(name, set[name], have); err != nil {
+			errs = append(errs, fmt.Errorf("set link %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (k *Kernel) setLink(name string, want backend.Link, have linkTable) error {
+	link, exists := have.all[name]
+	now, ours := have.own[name]
+	switch {
+	case !exists:
+		return k.makeLink(name, want, have)
+	case !ours:
+		return fmt.Errorf("a %s of this name exists and is not ours: remove it (ip link del %s)", link.Type(), name)
+	case now.Kind == want.Kind && now.VXLAN == want.VXLAN:
+		return k.mendLink(link, want)
+	}
+	if err := gone(k.links.LinkDel(link)); err != nil {
+		return fmt.Errorf("delete it to make it anew: %w", err)
+	}
+	return k.makeLink(name, want, have)
+}
+
+// makeLink makes a link under a name for the unborn, marks it, and only then names it and sets it up.
+func (k *Kernel) makeLink(name string, want backend.Link, have linkTable) error {
+	if stale, ok := have.all[unborn]; ok {
+		if err := gone(k.links.LinkDel(stale)); err != nil {
+			return fmt.Errorf("delete %s: %w", unborn, err)
+		}
+	}
+	link, err := newLink(want, have)
+	if err != nil {
+		return err
+	}
+	if err := k.links.LinkAdd(link); err != nil {
+		return explain(err, want, have)
+	}
+	made, err := k.links.LinkByName(unborn)
+	if err != nil {
+		return err
+	}
+	// Without addresses of its own the kernel sends no router solicitations and no MLD reports into the overlay. A kernel
+	// without IPv6 has nothing to switch off.
+	_ = k.links.LinkSetIP6AddrGenMode(made, 1) // IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
+	if err := k.links.LinkSetAlias(made, backend.Alias); err != nil {
+		return fmt.Errorf("set alias: %w", err)
+	}
+	if err := k.links.LinkSetName(made, name); err != nil {
+		return fmt.Errorf("name it: %w", err)
+	}
+	return k.links.LinkSetUp(made)
+}
+
+// newLink is what to ask the kernel for.
+func newLink(want backend.Link, have linkTable) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = unborn, want.MTU, want.MAC[:]
+	if want.Kind == backend.KindBridge {
+		return &netlink.Bridge{LinkAttrs: attrs}, nil
+	}
+	parent, ok := have.all[want.VXLAN.Parent]
+	if !ok {
+		return nil, fmt.Errorf("its underlay device %s: %w", want.VXLAN.Parent, unix.ENODEV)
+	}
+	return &netlink.Vxlan{
+		LinkAttrs: attrs, VxlanId: int(want.VXLAN.VNI), Port: int(want.VXLAN.Port), SrcAddr: want.VXLAN.Local.AsSlice(),
+		VtepDevIndex: parent.Attrs().Index, Learning: want.VXLAN.Learning, GBP: want.VXLAN.GBP,
+	}, nil
+}
+
+// explain says what is missing when the kernel refuses to make a link.
+func explain(err error, want backend.Link, have linkTable) error {
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("this kernel has no %s: load or build the module (modprobe %s; CONFIG_%s)", want.Kind, want.Kind, strings.ToUpper(string(want.Kind)))
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("not permitted: run as root, or with CAP_NET_ADMIN")
+	case errors.Is(err, unix.EEXIST) && want.Kind == backend.KindVXLAN:
+		for name, l := range have.all {
+			if v, ok := l.(*netlink.Vxlan); ok && v.VxlanId == int(want.VXLAN.VNI) && v.Port == int(want.VXLAN.Port) {
+				return fmt.Errorf("device %s already has VNI %d on port %d: remove it (ip link del %s)", name, v.VxlanId, v.Port, name)
+			}
+		}
+	}
+	return err
+}
+
+// mendLink changes what can be changed of a link that is there.
+func (k *Kernel) mendLink(link netlink.Link, want backend.Link) error {
+	attrs := link.Attrs()
+	var errs []error
+	if attrs.MTU != want.MTU {
+		errs = append(errs, k.links.LinkSetMTU(link, want.MTU))
+	}
+	if !bytes.Equal(attrs.HardwareAddr, want.MAC[:]) {
+		errs = append(errs, k.links.LinkSetHardwareAddr(link, want.MAC[:]))
+	}
+	return errors.Join(append(errs, k.links.LinkSetUp(link))...)
+}
+
+// deleteLinks deletes links of ours that aren't wanted.
+func (k *Kernel) deleteLinks(del map[string]backend.Link, have linkTable) error {
+	var errs []error
+	for name := range del {
+		if err := gone(k.links.LinkDel(have.all[name])); err != nil {
+			errs = append(errs, fmt.Errorf("delete link %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// indexDevices looks up the ifindexes anew.
+func (k *Kernel) indexDevices() error {
+	list, err := k.listLinks()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	clear(k.devices)
+	for _, l := range list {
+		k.devices[l.Attrs().Name] = l.Attrs().Index
+	}
+	return nil
+}

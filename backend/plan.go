@@ -1,0 +1,297 @@
+package backend
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// Plan is the desired State of one host, kept as the sum of its parts so that a changed peer is planned and applied alone.
+// Where two leases claim the same, the older one keeps it: nobody takes a peer's traffic over by writing another lease.
+// A Plan is not for concurrent use.
+type Plan struct {
+	backend Backend
+	host    Host
+	fixed   State
+
+	entries  map[string]subnet.Entry  // all that are stored, by key
+	rejected map[string]subnet.Reject // those of them that are left out
+	rivals   int                      // how many of rejected are left out for another lease's sake
+
+	fdb        sum[FDBKey, netip.Addr]
+	neighbours sum[NeighbourKey, MAC]
+	routes     sum[netip.Prefix, Route]
+	lengths    [2][129]int        // how many routes there are, by family and prefix length
+	endpoints  map[netip.Addr]int // public addresses inside the overlay's own range, and how many leases have each
+}
+
+// NewPlan plans h with the leases in entries, which it keeps and updates from then on.
+func NewPlan(b Backend, h Host, entries map[string]subnet.Entry) (*Plan, error) {
+	fixed, err := b.Fixed(h)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{backend: b, host: h, fixed: fixed, entries: entries,
+		fdb: newSum[FDBKey, netip.Addr](), neighbours: newSum[NeighbourKey, MAC](), routes: newSum[netip.Prefix, Route]()}
+	p.build()
+	p.changes() // what a full compare finds by itself
+	return p, nil
+}
+
+// Entries are the leases that the Plan was made from, by key. They are the Plan's: read only.
+func (p *Plan) Entries() map[string]subnet.Entry { return p.entries }
+
+// Rejected says which leases are left out and why, by key. It is the Plan's: read only.
+func (p *Plan) Rejected() map[string]subnet.Reject { return p.rejected }
+
+// Host is the host that the Plan is for.
+func (p *Plan) Host() Host { return p.host }
+
+// State is the whole desired State. Its tables are the Plan's: read only.
+func (p *Plan) State() State {
+	s := p.fixed
+	s.FDB, s.Neighbours, s.Routes = p.fdb.total, p.neighbours.total, p.routes.total
+	return s
+}
+
+// Update takes changed leases into the Plan, the zero Entry for one that is gone, and returns what that changes in the
+// State. It costs as much as the changed leases do, unless leases compete: then it costs as much as all.
+func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
+	inOrder := true
+	for _, key := range byAge(changed) {
+		inOrder = inOrder && p.replace(key, changed[key])
+	}
+	if !inOrder {
+		p.build()
+	}
+	return p.changes()
+}
+
+// replace puts e in the place of what is stored under key. It returns false if the sum now depends on the order in which
+// the leases came, so that it has to be built again.
+func (p *Plan) replace(key string, e subnet.Entry) bool {
+	old := p.entries[key]
+	if e == (subnet.Entry{}) {
+		delete(p.entries, key)
+	} else {
+		p.entries[key] = e
+	}
+	if _, left := p.rejected[key]; !left {
+		p.remove(key, old)
+	}
+	delete(p.rejected, key)
+	rivals := p.rivals
+	p.add(key, e)
+	return rivals == 0 && p.rivals == 0
+}
+
+// build sums all parts from nothing, the oldest lease first.
+func (p *Plan) build() {
+	p.fdb.clear()
+	p.neighbours.clear()
+	p.routes.clear()
+	p.rejected, p.rivals, p.lengths, p.endpoints = map[string]subnet.Reject{}, 0, [2][129]int{}, map[netip.Addr]int{}
+	for _, key := range byAge(p.entries) {
+		p.add(key, p.entries[key])
+	}
+}
+
+func (p *Plan) changes() Changes {
+	return Changes{FDB: p.fdb.delta(), Neighbours: p.neighbours.delta(), Routes: p.routes.delta()}
+}
+
+// part is what the lease stored under key adds to the State; nothing if it isn't a peer's.
+func (p *Plan) part(key string, e subnet.Entry) (State, error) {
+	if e.Err != nil {
+		return State{}, e.Err
+	}
+	if e.Lease == (subnet.Lease{}) || key == p.host.Self.Key() || e.Reserved && e.Lease.Idle() {
+		return State{}, nil
+	}
+	return p.backend.Peer(p.host, e.Lease)
+}
+
+func (p *Plan) add(key string, e subnet.Entry) {
+	part, err := p.part(key, e)
+	if err == nil {
+		if err = p.rival(part, e.Lease); err != nil {
+			p.rivals++
+		}
+	}
+	if reject := (*subnet.Reject)(nil); errors.As(err, &reject) {
+		p.rejected[key] = *reject
+		return
+	}
+	p.count(part, e.Lease, 1)
+	p.fdb.add(part.FDB)
+	p.neighbours.add(part.Neighbours)
+	p.routes.add(part.Routes)
+}
+
+// remove takes out what the accepted lease e added. A part depends on nothing but its lease and the host, so it need not be
+// remembered.
+func (p *Plan) remove(key string, e subnet.Entry) {
+	part, _ := p.part(key, e)
+	p.count(part, e.Lease, -1)
+	p.fdb.remove(part.FDB)
+	p.neighbours.remove(part.Neighbours)
+	p.routes.remove(part.Routes)
+}
+
+// count keeps what rival looks things up in.
+func (p *Plan) count(part State, l subnet.Lease, n int) {
+	for dst := range part.Routes {
+		p.lengths[subnet.FamilyOf(dst.Addr())][dst.Bits()] += n
+	}
+	if len(part.Routes) == 0 {
+		return
+	}
+	for f, a := range l.PublicIP.All() {
+		if network := p.host.Config.Range.Of(f).Network; network.IsValid() && network.Contains(a) {
+			if p.endpoints[a] += n; p.endpoints[a] == 0 {
+				delete(p.endpoints, a)
+			}
+		}
+	}
+}
+
+// rival returns why part, l's, can't stand beside what the Plan holds already.
+func (p *Plan) rival(part State, l subnet.Lease) error {
+	for dst := range part.Routes {
+		if other, ok := p.overlapping(dst); ok {
+			return subnet.Rejectf(subnet.Overlap, "%s overlaps %s, which an older lease holds", dst, other)
+		}
+		for a := range p.endpoints {
+			if dst.Contains(a) {
+				return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, another host's public address", dst, a)
+			}
+		}
+	}
+	if len(part.Routes) > 0 {
+		for _, a := range l.PublicIP.All() {
+			if other, ok := p.overlapping(netip.PrefixFrom(a, a.BitLen())); ok {
+				return subnet.Rejectf(subnet.BadAddress, "public address %s lies inside the overlay, in %s", a, other)
+			}
+		}
+	}
+	for k, dst := range part.FDB {
+		if other, ok := p.fdb.total[k]; ok && other != dst {
+			return subnet.Rejectf(subnet.Conflict, "VTEP MAC %s is already in use at %s", k.MAC, other)
+		}
+	}
+	for k, mac := range part.Neighbours {
+		if other, ok := p.neighbours.total[k]; ok && other != mac {
+			return subnet.Rejectf(subnet.Conflict, "VTEP address %s already has MAC %s", k.IP, other)
+		}
+	}
+	return nil
+}
+
+// overlapping returns a route of the Plan that overlaps dst. Normally all subnets have one length, and this is one lookup.
+func (p *Plan) overlapping(dst netip.Prefix) (netip.Prefix, bool) {
+	longer := false
+	for bits, n := range p.lengths[subnet.FamilyOf(dst.Addr())] {
+		if n == 0 {
+			continue
+		}
+		if bits > dst.Bits() {
+			longer = true
+			break
+		}
+		shorter := netip.PrefixFrom(dst.Addr(), bits).Masked()
+		if _, ok := p.routes.total[shorter]; ok {
+			return shorter, true
+		}
+	}
+	if longer {
+		for other := range p.routes.total {
+			if other.Overlaps(dst) {
+				return other, true
+			}
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// byAge returns the keys of entries, the oldest first.
+func byAge(entries map[string]subnet.Entry) []string {
+	return slices.SortedFunc(maps.Keys(entries), func(a, b string) int {
+		return cmp.Or(cmp.Compare(entries[a].Created, entries[b].Created), cmp.Compare(a, b))
+	})
+}
+
+// sum is one table of a State as the sum of parts. Several parts may add the same entry: it stays until the last is removed.
+type sum[K, V comparable] struct {
+	total  map[K]V
+	extra  map[K]int    // by how many more than one part an entry was added
+	before map[K]was[V] // the entries touched since the last delta, as they were
+}
+
+type was[V comparable] struct {
+	value   V
+	present bool
+}
+
+func newSum[K, V comparable]() sum[K, V] {
+	return sum[K, V]{map[K]V{}, map[K]int{}, map[K]was[V]{}}
+}
+
+func (s *sum[K, V]) touch(k K) {
+	if _, done := s.before[k]; !done {
+		v, ok := s.total[k]
+		s.before[k] = was[V]{v, ok}
+	}
+}
+
+func (s *sum[K, V]) add(part map[K]V) {
+	for k, v := range part {
+		if _, shared := s.total[k]; shared {
+			s.extra[k]++
+			continue
+		}
+		s.touch(k)
+		s.total[k] = v
+	}
+}
+
+func (s *sum[K, V]) remove(part map[K]V) {
+	for k := range part {
+		switch n := s.extra[k]; n {
+		case 0:
+			s.touch(k)
+			delete(s.total, k)
+		case 1:
+			delete(s.extra, k)
+		default:
+			s.extra[k] = n - 1
+		}
+	}
+}
+
+func (s *sum[K, V]) clear() {
+	for k := range s.total {
+		s.touch(k)
+	}
+	clear(s.total)
+	clear(s.extra)
+}
+
+// delta returns what changed since it was last called.
+func (s *sum[K, V]) delta() Delta[K, V] {
+	d := Delta[K, V]{Set: map[K]V{}, Del: map[K]V{}}
+	for k, before := range s.before {
+		now, ok := s.total[k]
+		switch {
+		case ok && (!before.present || now != before.value):
+			d.Set[k] = now
+		case !ok && before.present:
+			d.Del[k] = before.value
+		}
+	}
+	s.before = map[K]was[V]{} // not cleared: a map keeps the room of the most it ever held
+	return d
+}

@@ -1,0 +1,51 @@
+package backend
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// Choice says which device carries the overlay. The first of its fields that is set and leads to a device decides; with
+// none set it is the device of the default route.
+type Choice struct {
+	Ifaces   []string                // names or addresses, tried in order
+	Regexes  []*regexp.Regexp        // tried in order, each on all addresses before it is tried on names
+	CanReach netip.Addr              // the device that the kernel would send to this address from
+	Public   subnet.Pair[netip.Addr] // where peers are told to send to, if not to the device's own address
+}
+
+// Underlay is what the kernel says of the network that carries the overlay's packets.
+type Underlay struct {
+	Device string
+	MTU    int                     // bytes
+	Local  subnet.Pair[netip.Addr] // Device's own addresses
+	Public subnet.Pair[netip.Addr] // where peers send to: Local, or what a NAT in front shows for it
+	OnLink []netip.Prefix          // reached on Device without a gateway, and its gateways themselves, as /32 or /128
+}
+
+// Excluded returns the parts of the network's own range that the underlay needs for itself. Their subnets must never be
+// leased nor routed, or the packets that carry the overlay would be sent into the overlay.
+func (u Underlay) Excluded(cfg subnet.Config) []netip.Prefix {
+	var excluded []netip.Prefix
+	for _, r := range cfg.Range.All() {
+		for _, p := range u.OnLink {
+			if p.Overlaps(r.Network) && !slices.Contains(excluded, p) {
+				excluded = append(excluded, p)
+			}
+		}
+	}
+	return excluded
+}
+
+// reaches reports whether a is reached on the underlay device without a gateway.
+func (u Underlay) reaches(a netip.Addr) bool {
+	for _, p := range u.OnLink {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,178 @@
+package etcd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// ErrNoConfig says that no config is stored under the prefix.
+var ErrNoConfig = errors.New("no network config in etcd")
+
+// Config returns the network's config as it is stored and as it reads.
+func (c *Client) Config(ctx context.Context) (string, subnet.StoredConfig, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	got, err := c.etcd.Get(ctx, c.configKey())
+	if err != nil {
+		return "", subnet.StoredConfig{}, c.explain(err)
+	}
+	if len(got.Kvs) == 0 {
+		return "", subnet.StoredConfig{}, fmt.Errorf("%w at %s: tulle config set FILE stores one", ErrNoConfig, c.configKey())
+	}
+	return string(got.Kvs[0].Value), readConfig(got.Kvs[0]), nil
+}
+
+// SetConfig stores the network's config if it is still the one of revision seen, 0 for none.
+func (c *Client) SetConfig(ctx context.Context, text string, seen int64) error {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	done, err := c.etcd.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(c.configKey()), "=", seen)).
+		Then(clientv3.OpPut(c.configKey(), text)).
+		Commit()
+	if err == nil && !done.Succeeded {
+		return errors.New("somebody else changed the config meanwhile: look at it (tulle config get) and try again")
+	}
+	return c.explain(err)
+}
+
+// Holder is a stored lease or reservation, and who has it.
+type Holder struct {
+	Key string
+	subnet.Entry
+	Modified int64     // revision of the key's last change
+	Expires  time.Time // zero if it does not expire
+}
+
+// Leases returns all that is stored below subnets/, sorted by subnet; unreadable keys come last.
+func (c *Client) Leases(ctx context.Context) ([]Holder, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	list, err := c.etcd.Get(ctx, c.subnetsPrefix(), clientv3.WithPrefix())
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	holders := make([]Holder, len(list.Kvs))
+	calls, callCtx := errgroup.WithContext(ctx)
+	calls.SetLimit(16)
+	for i, kv := range list.Kvs {
+		key := strings.TrimPrefix(string(kv.Key), c.subnetsPrefix())
+		holders[i] = Holder{Key: key, Entry: readRecord(key, kv).entry, Modified: kv.ModRevision}
+		if kv.Lease == int64(clientv3.NoLease) {
+			continue
+		}
+		calls.Go(func() error {
+			left, err := c.etcd.TimeToLive(callCtx, clientv3.LeaseID(kv.Lease))
+			if err == nil {
+				holders[i].Expires = time.Now().Add(time.Duration(left.TTL) * time.Second)
+			}
+			return err
+		})
+	}
+	if err := calls.Wait(); err != nil {
+		return nil, c.explain(err)
+	}
+	slices.SortFunc(holders, func(a, b Holder) int {
+		return cmp.Or(boolOrder(a.Err != nil, b.Err != nil), a.Lease.Subnet.V4.Compare(b.Lease.Subnet.V4),
+			a.Lease.Subnet.V6.Compare(b.Lease.Subnet.V6), strings.Compare(a.Key, b.Key))
+	})
+	return holders, nil
+}
+
+func boolOrder(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// Reserve keeps a subnet for the host with a public address, for ever. If that host holds it already, its lease stops
+// expiring. The host takes a reservation made for it when its agent starts.
+func (c *Client) Reserve(ctx context.Context, p netip.Prefix, host netip.Addr) error {
+	f := subnet.FamilyOf(p.Addr())
+	_, stored, err := c.Config(ctx)
+	if err != nil {
+		return err
+	}
+	if stored.Err != nil {
+		return fmt.Errorf("the stored config can't be used: %w", stored.Err)
+	}
+	if r := stored.Config.Range.Of(f); !r.Contains(p) {
+		return fmt.Errorf("%s is not one of the network's subnets: they are the /%d ones from %s to %s in %s", p, r.SubnetLen, r.Min, r.Max, r.Network)
+	}
+	holders, err := c.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	l := subnet.Lease{Subnet: subnet.PairOf(f, p), PublicIP: subnet.PairOf(subnet.FamilyOf(host), host)}
+	key, seen := l.Key(), int64(0)
+	for _, h := range holders {
+		switch {
+		case h.Lease.PublicIP == l.PublicIP && h.Reserved && h.Key != key:
+			return fmt.Errorf("%s already has %s reserved: release that first (tulle lease release %s)", host, h.Lease.Subnet.Of(f), h.Lease.Subnet.Of(f))
+		case !h.Lease.Subnet.Of(f).Overlaps(p):
+		case h.Key == key && h.Lease.PublicIP == l.PublicIP:
+			l, seen = h.Lease, h.Modified
+		default:
+			return fmt.Errorf("%s is held by %s: release it first (tulle lease release %s)", h.Lease.Subnet.Of(f), holderOf(h.Lease), h.Lease.Subnet.Of(f))
+		}
+	}
+	return c.put(ctx, key, l, seen)
+}
+
+func holderOf(l subnet.Lease) string {
+	for _, a := range l.PublicIP.All() {
+		return a.String()
+	}
+	return "nobody known"
+}
+
+// put writes a key without an etcd lease, if it is still the one of revision seen.
+func (c *Client) put(ctx context.Context, key string, l subnet.Lease, seen int64) error {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	done, err := c.etcd.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(c.subnetKey(key)), "=", seen)).
+		Then(clientv3.OpPut(c.subnetKey(key), string(l.MarshalValue()))).
+		Commit()
+	if err == nil && !done.Succeeded {
+		return errors.New("somebody else took the subnet meanwhile: look who (tulle lease ls) and try again")
+	}
+	return c.explain(err)
+}
+
+// ErrNotHeld says that nobody holds the subnet.
+var ErrNotHeld = errors.New("nobody holds it")
+
+// Release deletes the lease or reservation of a subnet and returns it. An agent that still runs takes its subnet again.
+func (c *Client) Release(ctx context.Context, p netip.Prefix) (subnet.Lease, error) {
+	holders, err := c.Leases(ctx)
+	if err != nil {
+		return subnet.Lease{}, err
+	}
+	for _, h := range holders {
+		subnets, err := subnet.ParseKey(h.Key)
+		if err != nil || subnets.Of(subnet.FamilyOf(p.Addr())) != p {
+			continue
+		}
+		ctx, cancel := call(ctx)
+		defer cancel()
+		_, err = c.etcd.Delete(ctx, c.subnetKey(h.Key))
+		return h.Lease, c.explain(err)
+	}
+	return subnet.Lease{}, fmt.Errorf("%s: %w", p, ErrNotHeld)
+}

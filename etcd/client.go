@@ -1,0 +1,168 @@
+// Package etcd keeps the network's config and leases in etcd, in flannel's layout. A Store gives an agent its lease and
+// holds it, and hands out everybody's as they change; a Client does what an operator does by hand; Server is etcd itself,
+// embedded. What a lease means is package subnet's and package backend's business.
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+)
+
+const (
+	// LeaseTTL is how long a lease outlives its host, in seconds: flannel's value. A host that is gone for longer may find
+	// its subnet taken, and until then its peers keep their routes to it.
+	LeaseTTL = 86400
+
+	rpcTimeout = 10 * time.Second // for one call
+)
+
+// Options say how to reach etcd.
+type Options struct {
+	Endpoints    []string // URLs, http or https
+	Prefix       string   // of all keys, as in /coreos.com/network
+	Username     string
+	PasswordFile string // its first line
+	CAFile       string // PEM; the system's authorities if empty
+	CertFile     string // PEM, with KeyFile: the client's own certificate
+	KeyFile      string
+	DialOptions  []grpc.DialOption // for tests that count calls
+}
+
+// Check refuses options that can't work, without asking etcd.
+func (o Options) Check() error {
+	if len(o.Endpoints) == 0 {
+		return errors.New("--etcd-endpoints is empty: name at least one, as in http://192.0.2.1:2379")
+	}
+	for _, endpoint := range o.Endpoints {
+		u, err := url.Parse(endpoint)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return fmt.Errorf("--etcd-endpoints: %q is not a URL like http://192.0.2.1:2379", endpoint)
+		}
+		if u.User != nil {
+			return fmt.Errorf("--etcd-endpoints: user and password don't belong into %q, where every process can read them: use --etcd-username and --etcd-password-file", u.Redacted())
+		}
+		if u.Scheme == "http" && o.CAFile+o.CertFile != "" {
+			return fmt.Errorf("--etcd-endpoints: %s is not encrypted, but --etcd-cafile or --etcd-certfile is given: write https://", endpoint)
+		}
+	}
+	switch {
+	case !strings.HasPrefix(o.Prefix, "/") || strings.HasSuffix(o.Prefix, "/"):
+		return fmt.Errorf("--etcd-prefix: %q must begin with a slash and not end with one, as in /coreos.com/network", o.Prefix)
+	case (o.CertFile == "") != (o.KeyFile == ""):
+		return errors.New("--etcd-certfile and --etcd-keyfile go together: one of them is missing")
+	case (o.Username == "") != (o.PasswordFile == ""):
+		return errors.New("--etcd-username and --etcd-password-file go together: one of them is missing")
+	}
+	if _, err := o.tls(); err != nil {
+		return err
+	}
+	_, err := o.password()
+	return err
+}
+
+// tls returns the TLS settings, nil if no endpoint has https. The client certificate is read anew for each connection, so
+// that one that was rotated on disk is used.
+func (o Options) tls() (*tls.Config, error) {
+	if !strings.HasPrefix(o.Endpoints[0], "https://") {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("--etcd-cafile: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("--etcd-cafile: no certificate in %s", o.CAFile)
+		}
+	}
+	if o.CertFile != "" {
+		load := func() (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("--etcd-certfile, --etcd-keyfile: %w", err)
+			}
+			return &cert, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return config, nil
+}
+
+func (o Options) password() (string, error) {
+	if o.PasswordFile == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(o.PasswordFile)
+	if err != nil {
+		return "", fmt.Errorf("--etcd-password-file: %w", err)
+	}
+	password, _, _ := strings.Cut(string(text), "\n")
+	if password = strings.TrimSuffix(password, "\r"); password == "" {
+		return "", fmt.Errorf("--etcd-password-file: the first line of %s is empty", o.PasswordFile)
+	}
+	return password, nil
+}
+
+// Client is a connection to etcd.
+type Client struct {
+	etcd   *clientv3.Client
+	prefix string
+}
+
+// Dial returns a Client. Without a user name it returns at once, and the connection is made in the background.
+func Dial(ctx context.Context, o Options) (*Client, error) {
+	tlsConfig, err := o.tls()
+	if err != nil {
+		return nil, err
+	}
+	password, err := o.password()
+	if err != nil {
+		return nil, err
+	}
+	etcd, err := clientv3.New(clientv3.Config{
+		Endpoints: o.Endpoints, TLS: tlsConfig, Username: o.Username, Password: password, Context: ctx, Logger: zap.NewNop(),
+		DialTimeout: rpcTimeout, DialOptions: o.DialOptions,
+		// A server that answers no more, its packets dropped on the way, is noticed within the sum of these.
+		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	return &Client{etcd, o.Prefix}, nil
+}
+
+// Close ends the connection. What hangs on etcd leases stays until they expire.
+func (c *Client) Close() error { return c.etcd.Close() }
+
+func (c *Client) configKey() string           { return c.prefix + "/config" }
+func (c *Client) subnetsPrefix() string       { return c.prefix + "/subnets/" }
+func (c *Client) subnetKey(key string) string { return c.subnetsPrefix() + key }
+
+// call bounds one call's time.
+func call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, rpcTimeout)
+}
+
+// explain puts an error of the client library into words that name what is unreachable.
+func (c *Client) explain(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer from etcd at %s within %s", strings.Join(c.etcd.Endpoints(), ", "), rpcTimeout)
+	}
+	return err
+}
