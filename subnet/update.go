@@ -68,3 +68,18 @@ func (r Request) Equal(q Request) bool {
 func (r Request) Lease(subnets Pair[netip.Prefix]) Lease {
 	return Lease{Subnet: subnets, PublicIP: r.PublicIP, Backend: r.Backend, Data: r.Data}
 }
+
+// Merge takes the update's leases into entries, or returns them in its place if they are the whole set.
+func (u Update) Merge(entries map[string]Entry) map[string]Entry {
+	if u.Reset {
+		return u.Leases
+	}
+	for key, e := range u.Leases {
+		if e == (Entry{}) {
+			delete(entries, key)
+		} else {
+			entries[key] = e
+		}
+	}
+	return entries
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 
@@ -78,8 +77,6 @@ func (b *bell) listen(ctx context.Context) error {
 			return nil
 		case errors.Is(err, unix.ENOBUFS): // some were lost: any of them could have been of interest
 			b.ring()
-		case errors.Is(err, os.ErrClosed):
-			return nil
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 		case err != nil:
 			return fmt.Errorf("receive from rtnetlink: %w", err)

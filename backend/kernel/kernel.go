@@ -82,24 +82,26 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 	if err != nil {
 		return backend.Changes{}, fmt.Errorf("list links: %w", err)
 	}
-	want = have.withoutForeign(want)
-	changed := backend.Diff(backend.State{Links: have.own}, backend.State{Links: want.Links})
-	errs := []error{k.setLinks(changed.Links.Set, have)}
+	all := want
+	want, foreign := have.withoutForeign(want)
+	links := backend.Diff(backend.State{Links: have.own}, backend.State{Links: want.Links}).Links
+	maps.DeleteFunc(links.Del, func(name string, l backend.Link) bool { return l.Kind == backend.KindBridge && name != unborn }) // containers may hang on it
+	changed := backend.Changes{Links: links}
+	// Deleted first: one that was renamed holds the VNI that the one in its place needs.
+	errs := []error{foreign, k.deleteLinks(links.Del, have), k.setLinks(links.Set, have)}
 	if err := k.indexDevices(); err != nil {
 		return changed, errors.Join(append(errs, err)...)
 	}
-	k.bell.watch(k.devices, want)
+	k.bell.watch(k.devices, all)
 
 	// A link that was made again has lost what hung on it, so the rest is looked at only now.
 	rest, err := k.observe(want)
 	if err != nil {
 		return changed, errors.Join(append(errs, err)...)
 	}
-	maps.DeleteFunc(changed.Links.Del, func(_ string, l backend.Link) bool { return l.Kind == backend.KindBridge }) // containers may hang on it
-	links := changed.Links
 	changed = backend.Diff(rest, want)
 	changed.Links = links
-	errs = append(errs, k.sweepNexthops(), k.Change(ctx, changed), k.deleteLinks(links.Del, have), k.setSysctls(want.Sysctls))
+	errs = append(errs, k.sweepNexthops(), k.Change(ctx, changed), k.setSysctls(want.Sysctls))
 	return changed, errors.Join(errs...)
 }
 
@@ -129,15 +131,16 @@ func (k *Kernel) observe(want backend.State) (backend.State, error) {
 	return have, nil
 }
 
-// Change makes changes without a look at what is there, links aside: deletes first, from routes down to addresses, then
-// sets, from addresses up to routes, or the kernel would ask the wire for a gateway that it has no neighbour for.
+// Change makes changes without a look at what is there, links aside: deletes first, from routes down, then sets, from
+// addresses up to routes, or the kernel would ask the wire for a gateway that it has no neighbour for. Only addresses are
+// set before they are deleted: a device that loses its last one loses its neighbours and routes with it.
 func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
 	var errs errorList
 	each(ctx, &errs, "delete route", c.Routes.Del, k.deleteRoute)
 	each(ctx, &errs, "delete neighbour", c.Neighbours.Del, k.deleteNeighbour)
 	each(ctx, &errs, "delete FDB entry", c.FDB.Del, k.deleteFDB)
-	each(ctx, &errs, "delete address", c.Addrs.Del, k.deleteAddr)
 	each(ctx, &errs, "set address", c.Addrs.Set, k.setAddr)
+	each(ctx, &errs, "delete address", c.Addrs.Del, k.deleteAddr)
 	each(ctx, &errs, "set FDB entry", c.FDB.Set, k.setFDB)
 	each(ctx, &errs, "set neighbour", c.Neighbours.Set, k.setNeighbour)
 	each(ctx, &errs, "set route", c.Routes.Set, k.setRoute)
@@ -202,11 +205,17 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := k.indexDevices(); err != nil {
+		return nil, err
+	}
 	routes, err := k.observeRoutes()
 	if err != nil {
 		return nil, err
 	}
 	var removed []string
+	for _, id := range k.orphans {
+		removed = append(removed, fmt.Sprintf("nexthop object %d", id))
+	}
 	var errs errorList
 	each(ctx, &errs, "delete route", routes, func(dst netip.Prefix, r backend.Route) error {
 		removed = append(removed, fmt.Sprintf("route %s %s", dst, r))

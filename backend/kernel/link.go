@@ -70,18 +70,36 @@ func toLink(l netlink.Link, names map[int]string) backend.Link {
 	return link
 }
 
-// withoutForeign returns want without the bridge if somebody else made it: it, and its addresses, are left alone.
-func (t linkTable) withoutForeign(want backend.State) backend.State {
-	links, addrs := maps.Clone(want.Links), maps.Clone(want.Addrs)
+// withoutForeign returns want without the links that somebody else made and without what hangs on them: all that is left
+// alone. The bridge may well be somebody else's; the error names the others.
+func (t linkTable) withoutForeign(want backend.State) (backend.State, error) {
+	foreign := map[string]bool{}
+	var errs []error
 	for name, l := range want.Links {
-		_, exists := t.all[name]
-		if _, ours := t.own[name]; exists && !ours && l.Kind == backend.KindBridge {
-			delete(links, name)
-			maps.DeleteFunc(addrs, func(a backend.Addr, _ struct{}) bool { return a.Dev == name })
+		link, exists := t.all[name]
+		if _, ours := t.own[name]; !exists || ours {
+			continue
+		}
+		foreign[name] = true
+		if l.Kind != backend.KindBridge {
+			errs = append(errs, fmt.Errorf("set link %s: a %s of this name exists and is not ours: remove it (ip link del %s)", name, link.Type(), name))
 		}
 	}
-	want.Links, want.Addrs = links, addrs
-	return want
+	if len(foreign) > 0 {
+		want.Links = except(want.Links, func(name string, _ backend.Link) bool { return foreign[name] })
+		want.Addrs = except(want.Addrs, func(a backend.Addr, _ struct{}) bool { return foreign[a.Dev] })
+		want.FDB = except(want.FDB, func(k backend.FDBKey, _ netip.Addr) bool { return foreign[k.Dev] })
+		want.Neighbours = except(want.Neighbours, func(k backend.NeighbourKey, _ backend.MAC) bool { return foreign[k.Dev] })
+		want.Routes = except(want.Routes, func(_ netip.Prefix, r backend.Route) bool { return foreign[r.Dev] })
+	}
+	return want, errors.Join(errs...)
+}
+
+// except returns a copy of m that lacks the entries that drop is true of.
+func except[K comparable, V any](m map[K]V, drop func(K, V) bool) map[K]V {
+	m = maps.Clone(m)
+	maps.DeleteFunc(m, drop)
+	return m
 }
 
 // setLinks makes or mends links.
@@ -97,12 +115,10 @@ func (k *Kernel) setLinks(set map[string]backend.Link, have linkTable) error {
 
 func (k *Kernel) setLink(name string, want backend.Link, have linkTable) error {
 	link, exists := have.all[name]
-	now, ours := have.own[name]
+	now := have.own[name]
 	switch {
 	case !exists:
 		return k.makeLink(name, want, have)
-	case !ours:
-		return fmt.Errorf("a %s of this name exists and is not ours: remove it (ip link del %s)", link.Type(), name)
 	case now.Kind == want.Kind && now.VXLAN == want.VXLAN:
 		return k.mendLink(link, want)
 	}
@@ -114,11 +130,6 @@ func (k *Kernel) setLink(name string, want backend.Link, have linkTable) error {
 
 // makeLink makes a link under a name for the unborn, marks it, and only then names it and sets it up.
 func (k *Kernel) makeLink(name string, want backend.Link, have linkTable) error {
-	if stale, ok := have.all[unborn]; ok {
-		if err := gone(k.links.LinkDel(stale)); err != nil {
-			return fmt.Errorf("delete %s: %w", unborn, err)
-		}
-	}
 	link, err := newLink(want, have)
 	if err != nil {
 		return err
@@ -136,6 +147,9 @@ func (k *Kernel) makeLink(name string, want backend.Link, have linkTable) error 
 	if err := k.links.LinkSetAlias(made, backend.Alias); err != nil {
 		return fmt.Errorf("set alias: %w", err)
 	}
+	if err := k.links.LinkSetMTU(made, want.MTU); err != nil {
+		return fmt.Errorf("set MTU: %w", err)
+	}
 	if err := k.links.LinkSetName(made, name); err != nil {
 		return fmt.Errorf("name it: %w", err)
 	}
@@ -147,6 +161,9 @@ func newLink(want backend.Link, have linkTable) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = unborn, want.MTU, want.MAC[:]
 	if want.Kind == backend.KindBridge {
+		// A bridge takes over its ports' MTU until its own is changed (br_mtu_auto_adjust, net/bridge/br_if.c): makeLink must
+		// find something to change.
+		attrs.MTU--
 		return &netlink.Bridge{LinkAttrs: attrs}, nil
 	}
 	parent, ok := have.all[want.VXLAN.Parent]

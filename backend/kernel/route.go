@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"net/netip"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
@@ -72,12 +73,9 @@ func (c conn) listNexthops() (map[uint32]hop, error) {
 // observeRoutes lists our routes, and notes the nexthop object that each goes through and the objects that none does.
 // Ours: protocol 84, main table.
 func (k *Kernel) observeRoutes() (map[netip.Prefix]backend.Route, error) {
-	hops := map[uint32]hop{}
-	if k.objects {
-		var err error
-		if hops, err = k.conn.listNexthops(); err != nil {
-			return nil, err
-		}
+	hops, err := k.conn.listNexthops() // also without new ones: an earlier life may have made some
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, err
 	}
 	names := map[int]string{}
 	for name, index := range k.devices {
@@ -189,7 +187,7 @@ func (k *Kernel) setRoute(dst netip.Prefix, r backend.Route) error {
 	if id, err = k.addNexthop(dst, h); err != nil {
 		return fmt.Errorf("nexthop object: %w", err)
 	}
-	err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, rtmsg(dst, 0), uint32Attr(rtaNexthopID, id))
+	err = k.changeRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, dst, 0, uint32Attr(rtaNexthopID, id))
 	if err != nil {
 		return errors.Join(foreign(dst, err), k.deleteNexthop(id))
 	}
@@ -202,7 +200,7 @@ func (k *Kernel) setPlainRoute(dst netip.Prefix, h hop, replace bool) error {
 	if replace {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
-	err := k.conn.do(unix.RTM_NEWROUTE, flags, rtmsg(dst, h.flags),
+	err := k.changeRoute(unix.RTM_NEWROUTE, flags, dst, h.flags,
 		uint32Attr(unix.RTA_OIF, uint32(h.index)), addrAttr(unix.RTA_GATEWAY, h.gateway))
 	if err != nil {
 		return foreign(dst, err)
@@ -222,7 +220,7 @@ func foreign(dst netip.Prefix, err error) error {
 // deleteRoute deletes our route to dst, if it is still there, and its nexthop object.
 func (k *Kernel) deleteRoute(dst netip.Prefix, _ backend.Route) error {
 	id := k.routes[dst]
-	if err := gone(k.conn.do(unix.RTM_DELROUTE, 0, rtmsg(dst, 0))); err != nil {
+	if err := gone(k.changeRoute(unix.RTM_DELROUTE, 0, dst, 0)); err != nil {
 		return err
 	}
 	if id != 0 {
@@ -232,6 +230,11 @@ func (k *Kernel) deleteRoute(dst netip.Prefix, _ backend.Route) error {
 	}
 	delete(k.routes, dst)
 	return nil
+}
+
+// changeRoute sends a request about our route to dst; hopFlags are RTNH_F_….
+func (k *Kernel) changeRoute(kind, flags int, dst netip.Prefix, hopFlags uint32, attrs ...*nl.RtAttr) error {
+	return k.conn.do(kind, flags, rtmsg(dst, hopFlags), append(attrs, addrAttr(unix.RTA_DST, dst.Addr()))...)
 }
 
 // addNexthop makes a nexthop object for the route to dst. Its ID follows from dst, so that it is easily found by eye, and

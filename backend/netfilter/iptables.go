@@ -28,7 +28,7 @@ const exemptMark = "0x4000/0x4000"
 type chain struct {
 	table, parent, name string
 	first               bool     // the jump goes to the head of parent, not to its end
-	rules               []string // as `iptables -S` prints them, without "-A NAME "; none: the chain must not exist
+	rules               []string // as iptables-save prints them, without "-A NAME "; none: the chain must not exist
 }
 
 // chains renders f for one family. The chains are always the same, so that one that is no longer wanted is found.
@@ -73,10 +73,11 @@ type IPTables struct {
 	tools [2]*tool // by family; nil until needed
 }
 
-// tool is iptables or ip6tables.
+// tool is iptables or ip6tables. go-iptables finds out what it can do; tables are read and changed as a whole, which takes
+// the programs beside it.
 type tool struct {
-	ipt     *iptables.IPTables
-	restore string // path of iptables-restore: go-iptables has no way to change a table in one piece
+	ipt           *iptables.IPTables
+	save, restore string // paths
 }
 
 func (t *IPTables) tool(f subnet.Family) (*tool, error) {
@@ -87,15 +88,16 @@ func (t *IPTables) tool(f subnet.Family) (*tool, error) {
 	if f == subnet.IPv6 {
 		name, protocol = "ip6tables", iptables.ProtocolIPv6
 	}
-	restore, err := exec.LookPath(name + "-restore")
-	if err != nil {
+	save, saveErr := exec.LookPath(name + "-save")
+	restore, restoreErr := exec.LookPath(name + "-restore")
+	if saveErr != nil || restoreErr != nil {
 		return nil, fmt.Errorf("%s is not installed: install it (apt install iptables), or switch our rules off with --ip-masq=false --forward-rules=false", name)
 	}
 	ipt, err := iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockWait))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	t.tools[f] = &tool{ipt, restore}
+	t.tools[f] = &tool{ipt, save, restore}
 	return t.tools[f], nil
 }
 
@@ -143,56 +145,51 @@ func (t *IPTables) Cleanup(ctx context.Context) ([]string, error) {
 
 // set makes c as it should be, and reports with 1 that it was not.
 func (t *tool) set(ctx context.Context, c chain) (int, error) {
-	rules, exists, err := t.rules(c)
-	if err != nil {
-		return 0, err
-	}
-	jumps, first, err := t.jumps(c)
+	now, err := t.look(ctx, c)
 	if err != nil {
 		return 0, err
 	}
 	wanted := len(c.rules) > 0
-	inPlace := jumps == 1 && (first || !c.first)
-	if wanted && exists && inPlace && slices.Equal(rules, c.rules) || !wanted && !exists && jumps == 0 {
+	inPlace := now.jumps == 1 && (now.first || !c.first)
+	if wanted && inPlace && now.exists && slices.Equal(now.rules, c.rules) || !wanted && !now.exists && now.jumps == 0 {
 		return 0, nil
 	}
-	return 1, t.write(ctx, c, jumps, inPlace)
+	return 1, t.write(ctx, c, now.jumps, inPlace)
 }
 
-// rules lists what c holds.
-func (t *tool) rules(c chain) (rules []string, exists bool, err error) {
-	list, err := t.ipt.List(c.table, c.name)
-	var failed *iptables.Error
-	if errors.As(err, &failed) && failed.IsNotExist() {
-		return nil, false, nil
-	}
-	for _, line := range list {
-		if rule, ok := strings.CutPrefix(line, "-A "+c.name+" "); ok {
-			rules = append(rules, rule)
-		}
-	}
-	return rules, err == nil, err
+// found is what there is of a chain.
+type found struct {
+	exists bool
+	rules  []string
+	jumps  int  // to it, from its parent
+	first  bool // its parent's first rule is such a jump
 }
 
-// jumps counts the jumps to c, and reports whether the first of its parent's rules is one.
-func (t *tool) jumps(c chain) (n int, first bool, err error) {
-	list, err := t.ipt.List(c.table, c.parent)
+// look reads the table that c belongs into.
+func (t *tool) look(ctx context.Context, c chain) (found, error) {
+	table, err := run(ctx, "", t.save, "-t", c.table)
 	if err != nil {
-		return 0, false, err
+		return found{}, err
 	}
+	var f found
 	position := 0
-	for _, line := range list {
-		rule, ok := strings.CutPrefix(line, "-A "+c.parent+" ")
-		if !ok {
-			continue
+	for line := range strings.Lines(table) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, ":"+c.name+" ") {
+			f.exists = true
 		}
-		if rule == "-j "+c.name {
-			n++
-			first = first || position == 0
+		if rule, ok := strings.CutPrefix(line, "-A "+c.name+" "); ok {
+			f.rules = append(f.rules, rule)
 		}
-		position++
+		if rule, ok := strings.CutPrefix(line, "-A "+c.parent+" "); ok {
+			if rule == "-j "+c.name {
+				f.jumps++
+				f.first = f.first || position == 0
+			}
+			position++
+		}
 	}
-	return n, first, nil
+	return f, nil
 }
 
 // write replaces c and the jumps to it in one transaction.
@@ -216,10 +213,17 @@ func (t *tool) write(ctx context.Context, c chain, jumps int, inPlace bool) erro
 		fmt.Fprintf(&in, "-A %s -j %s\n", c.parent, c.name)
 	}
 	in.WriteString("COMMIT\n")
-	cmd := exec.CommandContext(ctx, t.restore, "--noflush", "--wait", fmt.Sprint(lockWait))
-	cmd.Stdin = &in
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", t.restore, err, bytes.TrimSpace(out))
+	_, err := run(ctx, in.String(), t.restore, "--noflush", "--wait", fmt.Sprint(lockWait))
+	return err
+}
+
+// run runs a program and returns what it prints.
+func run(ctx context.Context, stdin, path string, args ...string) (string, error) {
+	var out, errOut bytes.Buffer
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", path, err, bytes.TrimSpace(errOut.Bytes()))
 	}
-	return nil
+	return out.String(), nil
 }

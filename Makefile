@@ -1,0 +1,34 @@
+# tulle: make demo shows it, make test proves it, make help lists the rest.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.PHONY: build
+build: ## build bin/tulle
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/tulle ./cmd/tulle
+
+.PHONY: demo
+demo: ## build, and show three hosts whose containers talk, and why (needs root)
+	@e2e/prepare demo
+	@$(MAKE) --no-print-directory build
+	@bin/tulle lab demo
+
+.PHONY: test
+test: ## run all tests (needs root; installs what they need with apt)
+	@e2e/prepare test
+	TULLE_TEST_ROOT=1 CGO_ENABLED=1 go test -race -timeout 9m ./...
+
+.PHONY: lint
+lint: ## check format, vet, and staticcheck
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin

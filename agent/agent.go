@@ -1,0 +1,100 @@
+// Package agent is the per-host daemon: one loop that takes what the lease store knows and what the kernel says, plans,
+// applies, and records what became of it. It owns the env file, the status server and the metrics. What to program is
+// package backend's business; how, that of whoever implements Kernel and Firewall.
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// Store keeps the network's leases, and this host's among them.
+type Store interface {
+	Run(ctx context.Context) error
+	Changed() <-chan struct{}
+	Take() subnet.Update
+	Want(r subnet.Request)
+}
+
+// Kernel puts a State in force.
+type Kernel interface {
+	Listen(ctx context.Context) error
+	Doorbell() <-chan struct{}
+	Underlay(c backend.Choice) (backend.Underlay, error)
+	Apply(ctx context.Context, want backend.State) (backend.Changes, error)
+	Change(ctx context.Context, c backend.Changes) error
+}
+
+// Firewall puts a packet filter policy in force, and returns in how many tables it was not.
+type Firewall interface {
+	Apply(ctx context.Context, f backend.Firewall) (int, error)
+}
+
+// Config is the operator's choices for this host.
+type Config struct {
+	RunDir     string // for the env file and the lock
+	SubnetFile string // path of the env file; relative to RunDir
+	Listen     string // address of the status server; "" for none
+	SetConfig  string // the command that stores a network config, for an operator who has not done so
+	Version    string
+	Choice     backend.Choice
+	Options    backend.Options
+}
+
+// Agent is one host's daemon.
+type Agent struct {
+	config   Config
+	store    Store
+	kernel   Kernel
+	firewall Firewall
+	log      *slog.Logger
+	metrics  *metrics
+	registry *prometheus.Registry
+	notify   *notifier
+
+	mu    sync.Mutex // the status server reads state; the loop holds mu while it works
+	state state
+}
+
+// New returns an Agent. Its metrics are registered with registry.
+func New(c Config, store Store, kernel Kernel, firewall Firewall, registry *prometheus.Registry, log *slog.Logger) *Agent {
+	if !filepath.IsAbs(c.SubnetFile) {
+		c.SubnetFile = filepath.Join(c.RunDir, c.SubnetFile)
+	}
+	return &Agent{
+		config: c, store: store, kernel: kernel, firewall: firewall, log: log, registry: registry,
+		metrics: newMetrics(registry, c.Version), notify: newNotifier(), state: newState(),
+	}
+}
+
+// Run takes part in the network until ctx ends. It leaves the kernel as it is then: containers go on talking.
+func (a *Agent) Run(ctx context.Context) error {
+	unlock, err := Lock(a.config.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	listener, err := listen(a.config.Listen)
+	if err != nil {
+		return err
+	}
+	if a.state.previous, err = previousSubnet(a.config.SubnetFile); err != nil {
+		a.log.Warn("the env file of an earlier life can't be used", "error", err)
+	}
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return a.serve(ctx, listener) })
+	tasks.Go(func() error { return a.store.Run(ctx) })
+	tasks.Go(func() error { return a.kernel.Listen(ctx) })
+	tasks.Go(func() error { return a.loop(ctx) })
+	err = tasks.Wait()
+	a.notify.stopping()
+	return err
+}

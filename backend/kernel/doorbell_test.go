@@ -1,0 +1,166 @@
+package kernel
+
+import (
+	"context"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend"
+)
+
+// listen runs the doorbell until the test ends, rid of what rang before.
+func (s *sandbox) listen(k *Kernel) <-chan struct{} {
+	s.Helper()
+	s.drain(k.bell.socket)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- k.Listen(ctx) }()
+	s.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.Errorf("Listen: %v", err)
+		}
+	})
+	return k.Doorbell()
+}
+
+func (s *sandbox) rings(ring <-chan struct{}) {
+	s.Helper()
+	select {
+	case <-ring:
+	case <-time.After(time.Second):
+		s.Error("the doorbell was silent")
+	}
+}
+
+func TestDoorbellOfTheUnderlay(t *testing.T) {
+	for name, command := range map[string]string{
+		"MTU":                   "ip link set eth0 mtu 1400",
+		"down":                  "ip link set eth0 down",
+		"deleted":               "ip link del eth0",
+		"address added":         "ip addr add 192.0.2.2/24 dev eth0",
+		"address deleted":       "ip addr del 192.0.2.1/24 dev eth0",
+		"IPv6 address added":    "ip addr add 2001:db8::1/64 dev eth0",
+		"default route added":   "ip route add default via 192.0.2.254",
+		"default route deleted": "ip route del default via 192.0.2.253",
+		"IPv6 default route":    "ip -6 route add default dev eth0",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSandbox(t)
+			s.setup("ip route add default via 192.0.2.253 metric 9")
+			k, want := s.open(), state(t, 3)
+			s.apply(k, want)
+			s.settle(k, want)
+			ring := s.listen(k)
+			s.run("%s", command)
+			s.rings(ring)
+		})
+	}
+}
+
+// What the doorbell waits for may not exist yet.
+func TestDoorbellOfTheMissing(t *testing.T) {
+	s := newSandbox(t)
+	s.run("ip link del eth0")
+	k := s.open()
+	if _, err := k.Apply(t.Context(), state(t, 3)); err == nil {
+		t.Error("no error")
+	}
+	ring := s.listen(k)
+	s.run("ip link add eth0 type veth peer name wire")
+	s.rings(ring)
+}
+
+// Containers that come and go are a busy host's daily life, and must cost nothing.
+func TestDoorbellIsQuiet(t *testing.T) {
+	eachMode(t, func(s *sandbox) {
+		s.setup(`
+			ip link add br-other type bridge
+			ip link set br-other up
+		`)
+		k, want := s.open(), state(s, 3)
+		s.apply(k, want)
+		s.setupPort() // from now on docker0 has a carrier, which comes and goes with its first and last port
+		s.run("ip link set veth1 up")
+		s.run("ip link set inside up")
+		s.apply(k, want)
+		s.settle(k, want)
+		// Without a word from the bell it can't be told from one that has not listened yet: ask it what it thinks of each
+		// notification instead.
+		for _, m := range s.notifications(func() {
+			for line := range strings.Lines(`
+				ip link add veth2 type veth peer name inside2
+				ip link set veth2 master docker0
+				ip link set veth2 up
+				ip link set inside2 up
+				ip addr add 10.5.1.7/24 dev inside2
+				ip neigh add 10.5.1.9 lladdr 02:cc:00:00:00:01 dev docker0
+				ip neigh add 192.0.2.9 lladdr 02:cc:00:00:00:01 dev eth0
+				bridge fdb add 02:cc:00:00:00:02 dev veth2 master
+				ip link set veth2 master br-other
+				ip link del veth2
+				ip addr add 172.19.0.1/16 dev br-other
+				ip route add 10.99.0.0/24 via 192.0.2.9
+				ip route del 10.99.0.0/24
+				ip nexthop add id 7 via 192.0.2.9 dev eth0
+				ip nexthop del id 7
+				ip link set br-other down
+				ip link del br-other
+			`) {
+				if line = strings.TrimSpace(line); line != "" {
+					s.run("%s", line)
+				}
+			}
+		}) {
+			if k.bell.concerns(m.Header.Type, m.Data) {
+				s.Errorf("would ring for %s", describeMessage(m))
+			}
+		}
+	})
+}
+
+func describeMessage(m syscall.NetlinkMessage) string {
+	return strings.TrimSpace(strings.Join([]string{
+		map[uint16]string{unix.RTM_NEWLINK: "new link", unix.RTM_DELLINK: "deleted link", unix.RTM_NEWADDR: "new address",
+			unix.RTM_DELADDR: "deleted address", unix.RTM_NEWNEIGH: "new neighbour", unix.RTM_DELNEIGH: "deleted neighbour",
+			unix.RTM_NEWROUTE: "new route", unix.RTM_DELROUTE: "deleted route"}[m.Header.Type],
+		ifName(m.Data)}, " "))
+}
+
+// Lost notifications ring: any of them could have been of interest.
+func TestDoorbellOverflow(t *testing.T) {
+	s := newSandbox(t)
+	k := s.open()
+	s.apply(k, state(t, 0))
+	s.drain(k.bell.socket)
+	if err := k.bell.socket.SetReceiveBufferSize(1, true); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // of no interest
+		s.run("ip link set wire mtu 1400")
+		s.run("ip link set wire mtu 1500")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- k.Listen(ctx) }()
+	s.rings(k.Doorbell())
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Listen: %v", err)
+	}
+}
+
+// Messages come from the kernel, but from kernels that are older and newer than this code.
+func TestDoorbellTakesAnything(t *testing.T) {
+	b := &bell{c: make(chan struct{}, 1)}
+	b.watch(map[string]int{"tulle.1": 5}, backend.State{Links: map[string]backend.Link{"tulle.1": {Kind: backend.KindVXLAN}}})
+	for kind := range uint16(200) {
+		for n := range 40 {
+			b.concerns(kind, make([]byte, n))
+		}
+	}
+}

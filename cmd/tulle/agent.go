@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"regexp"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tulle-net/tulle/agent"
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/backend/netfilter"
+	"github.com/tulle-net/tulle/etcd"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+type agentCmd struct {
+	etcdFlags `embed:""`
+
+	Iface         []string   `group:"underlay" help:"Device, by name or address. May be repeated: the first that exists is used." placeholder:"NAME|IP"`
+	IfaceRegex    []string   `group:"underlay" help:"Regular expression for the device's address or else its name. May be repeated." placeholder:"RE" sep:"none"`
+	IfaceCanReach netip.Addr `group:"underlay" help:"Take the device that leads to this address." placeholder:"IP"`
+	PublicIP      netip.Addr `group:"underlay" name:"public-ip" help:"IPv4 address that peers send to, if it isn't the device's own." placeholder:"IP"`
+	PublicIPv6    netip.Addr `group:"underlay" name:"public-ipv6" env:"TULLE_PUBLIC_IPV6" help:"The same for IPv6." placeholder:"IP"`
+
+	RunDir       string `default:"/run/tulle" help:"Directory for the env file and the lock (default ${default})." placeholder:"DIR"`
+	SubnetFile   string `default:"subnet.env" help:"Env file to write, relative to the run directory (default ${default})." placeholder:"FILE"`
+	IPMasq       bool   `name:"ip-masq" default:"true" negatable:"" help:"Masquerade what leaves the overlay."`
+	ForwardRules bool   `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain."`
+	Bridge       string `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
+	Listen       string `default:"127.0.0.1:9494" help:"Where to serve /status, /healthz, /readyz and /metrics; empty for nowhere (default ${default})." placeholder:"ADDR"`
+	LogLevel     string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	LogFormat    string `default:"text" enum:"text,json" help:"text or json."`
+}
+
+func (c *agentCmd) Run(ctx context.Context) error {
+	options, err := c.etcdFlags.options()
+	if err != nil {
+		return err
+	}
+	config, err := c.config()
+	if err != nil {
+		return err
+	}
+	if err := needAdmin(); err != nil {
+		return err
+	}
+	k, err := kernel.Open()
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	log := c.logger()
+	log.Info("tulle agent", "version", version, "commit", commit, "etcd", c.EtcdEndpoints, "prefix", c.EtcdPrefix)
+	a := agent.New(config, etcd.NewStore(options), k, &netfilter.IPTables{}, prometheus.NewRegistry(), log)
+	err = a.Run(ctx)
+	if err == nil {
+		log.Info("stopped; the network stays as it is")
+	}
+	return err
+}
+
+func (c *agentCmd) config() (agent.Config, error) {
+	choice := backend.Choice{Ifaces: c.Iface, CanReach: c.IfaceCanReach, Public: subnet.Pair[netip.Addr]{V4: c.PublicIP, V6: c.PublicIPv6}}
+	for _, text := range c.IfaceRegex {
+		re, err := regexp.Compile(text)
+		if err != nil {
+			return agent.Config{}, fmt.Errorf("--iface-regex: %w", err)
+		}
+		choice.Regexes = append(choice.Regexes, re)
+	}
+	for f, a := range choice.Public.All() {
+		if subnet.FamilyOf(a) != f {
+			return agent.Config{}, fmt.Errorf("--public-ip and --public-ipv6: %s is not an %s address", a, f)
+		}
+	}
+	if c.Bridge != "" {
+		if err := backend.CheckBridge(c.Bridge); err != nil {
+			return agent.Config{}, fmt.Errorf("--bridge: %w", err)
+		}
+	}
+	return agent.Config{
+		RunDir: c.RunDir, SubnetFile: c.SubnetFile, Listen: c.Listen, Version: version, Choice: choice, SetConfig: c.setConfig(),
+		Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules},
+	}, nil
+}
+
+// setConfig is the command that stores a network config where this agent looks for it.
+func (c *agentCmd) setConfig() string {
+	command := `echo '{"Network":"10.5.0.0/16"}' | tulle config set`
+	for _, endpoint := range c.EtcdEndpoints[:1] {
+		command += " --etcd-endpoints=" + endpoint
+	}
+	return command + " --etcd-prefix=" + c.EtcdPrefix + " -"
+}
+
+func (c *agentCmd) logger() *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // one of the enum's
+	options := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/etcd"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+type configCmd struct {
+	Set      configSetCmd      `cmd:"" help:"Store a config, if it is valid and orphans nobody."`
+	Get      configGetCmd      `cmd:"" help:"Print the stored config."`
+	Validate configValidateCmd `cmd:"" help:"Check a config without storing it, and print what it means."`
+}
+
+type configSetCmd struct {
+	etcdFlags `embed:""`
+	File      string `arg:"" help:"File with the config in JSON, or - for standard input."`
+	Force     bool   `help:"Store it even if live leases are outside the new range: their hosts lease anew, and their containers must be restarted."`
+}
+
+func (c *configSetCmd) Run(ctx context.Context) error {
+	text, config, err := readConfig(c.File)
+	if err != nil {
+		return err
+	}
+	client, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	_, before, err := client.Config(ctx)
+	if err != nil && !errors.Is(err, etcd.ErrNoConfig) {
+		return err
+	}
+	if !c.Force {
+		if err := orphans(ctx, client, config); err != nil {
+			return err
+		}
+	}
+	if err := client.SetConfig(ctx, text, before.Revision); err != nil {
+		return err
+	}
+	fmt.Printf("stored at %s/config: %s\n", c.EtcdPrefix, summary(config))
+	return nil
+}
+
+// orphans fails if live leases don't fit config.
+func orphans(ctx context.Context, client *etcd.Client, config subnet.Config) error {
+	holders, err := client.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	var orphaned []string
+	for _, h := range holders {
+		if h.Err != nil {
+			continue // unreadable: orphaned already
+		}
+		for f, p := range h.Lease.Subnet.All() {
+			if !config.Range.Of(f).Contains(p) {
+				orphaned = append(orphaned, fmt.Sprintf("%s (%s)", p, publicIP(h.Lease)))
+				break
+			}
+		}
+	}
+	if len(orphaned) == 0 {
+		return nil
+	}
+	shown := orphaned[:min(5, len(orphaned))]
+	if len(shown) < len(orphaned) {
+		shown = append(shown, fmt.Sprintf("%d more", len(orphaned)-len(shown)))
+	}
+	return fmt.Errorf("refused: %s would orphan %s; --force stores it all the same, and these hosts lease anew", summary(config), strings.Join(shown, ", "))
+}
+
+type configGetCmd struct {
+	etcdFlags `embed:""`
+}
+
+func (c *configGetCmd) Run(ctx context.Context) error {
+	client, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	text, stored, err := client.Config(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Println(strings.TrimSpace(text))
+	if stored.Err == nil {
+		_, _, stored.Err = backend.New(stored.Config)
+	}
+	if stored.Err != nil {
+		fmt.Fprintf(os.Stderr, "tulle: agents can't use it: %v\n", stored.Err)
+		return exitCode(1)
+	}
+	return nil
+}
+
+type configValidateCmd struct {
+	File string `arg:"" help:"File with the config in JSON, or - for standard input."`
+}
+
+func (c *configValidateCmd) Run() error {
+	_, config, err := readConfig(c.File)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("valid: %s\n", summary(config))
+	return nil
+}
+
+// readConfig reads and checks a config. What an agent would only warn of is an error here: a misspelt key.
+func readConfig(path string) (string, subnet.Config, error) {
+	text, err := read(path)
+	if err != nil {
+		return "", subnet.Config{}, err
+	}
+	config, unknown, err := subnet.ParseConfig(text)
+	if err != nil {
+		return "", subnet.Config{}, fmt.Errorf("config: %w", err)
+	}
+	_, unknownToBackend, err := backend.New(config)
+	if err != nil {
+		return "", subnet.Config{}, fmt.Errorf("config: %w", err)
+	}
+	if unknown = append(unknown, unknownToBackend...); len(unknown) > 0 {
+		return "", subnet.Config{}, fmt.Errorf("config: unknown key %s: misspelt? (docs/config.md lists them)", strings.Join(unknown, ", "))
+	}
+	return strings.TrimSpace(string(text)), config, nil
+}
+
+// summary says in a line what a config means.
+func summary(c subnet.Config) string {
+	var parts []string
+	for _, r := range c.Range.All() {
+		parts = append(parts, fmt.Sprintf("%s, /%d subnets from %s to %s (%d hosts)", r.Network, r.SubnetLen, r.Min, r.Max, r.Len()))
+	}
+	name := c.Backend.Type
+	if name == "" {
+		name = "vxlan"
+	}
+	return strings.Join(append(parts, "backend "+name), ", ")
+}

@@ -1,0 +1,454 @@
+// Package lab makes a whole network on one machine: each host is a network namespace with a real agent in it, and a
+// container (a namespace behind the host's bridge); the hosts are joined by an underlay bridge in a namespace of its own,
+// where etcd runs too. Nothing of it touches the machine's own network. The tests are built on it, and `tulle lab` is it.
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/agent"
+)
+
+const (
+	// MaxHosts is what the underlay's range has room for.
+	MaxHosts = 200
+
+	stateDir  = "/run/tulle-lab"
+	readyWait = 30 * time.Second
+)
+
+// The underlay's addresses (RFC 5737), and an address that is neither the underlay's nor the overlay's.
+var (
+	underlay  = netip.MustParsePrefix("192.0.2.0/24")
+	gateway   = netip.MustParseAddr("192.0.2.1") // etcd is there, too
+	Outside   = netip.MustParseAddr("198.51.100.1")
+	nameRegex = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,15}$`)
+)
+
+// Options say what lab to make.
+type Options struct {
+	Name    string   // of the lab: several can stand side by side
+	Hosts   int      // to begin with
+	Binary  string   // path of tulle
+	Etcd    string   // path of etcd's own server; "" for the one in Binary
+	Config  string   // the network's config, JSON
+	Prefix  string   // of the keys in etcd
+	Agent   []string // more arguments for each agent
+	Forward string   // policy of the hosts' FORWARD chain: Docker sets DROP
+}
+
+// Lab is a network on this machine.
+type Lab struct {
+	Options
+	Nodes  []*Host
+	Server *Process                         // etcd
+	Say    func(format string, args ...any) `json:"-"` // told of each step; may be nil
+}
+
+// Host is a network namespace that stands for a machine.
+type Host struct {
+	Name      string
+	Namespace string
+	Address   netip.Addr // on the underlay
+	RunDir    string
+	Agent     *Process
+	Container *Container // nil until the host has a subnet
+}
+
+// Container is a network namespace behind a host's bridge.
+type Container struct {
+	Name      string
+	Namespace string
+	Address   netip.Addr // on the overlay
+	MTU       int
+}
+
+// Up makes a lab and returns when every agent is ready and every container has its address. A lab that could not be made
+// whole is taken down again.
+func Up(ctx context.Context, o Options, say func(format string, args ...any)) (*Lab, error) {
+	if !nameRegex.MatchString(o.Name) {
+		return nil, fmt.Errorf("%q can't be a lab's name: up to 16 small letters, digits and dashes", o.Name)
+	}
+	if o.Hosts < 1 || o.Hosts > MaxHosts {
+		return nil, fmt.Errorf("%d hosts: a lab has 1 to %d", o.Hosts, MaxHosts)
+	}
+	l := &Lab{Options: o, Say: say}
+	if _, err := os.Stat(l.Dir()); err == nil {
+		return nil, fmt.Errorf("a lab named %s exists already: tulle lab down --name %s takes it down", o.Name, o.Name)
+	}
+	if err := l.up(ctx); err != nil {
+		return nil, errors.Join(err, l.Down())
+	}
+	return l, nil
+}
+
+func (l *Lab) up(ctx context.Context) error {
+	if err := os.MkdirAll(l.Dir(), 0o755); err != nil {
+		return err
+	}
+	if err := l.save(); err != nil {
+		return err
+	}
+	l.say("underlay: a bridge in a namespace of its own, %s", underlay)
+	if err := l.makeUnderlay(); err != nil {
+		return err
+	}
+	l.say("etcd: %s", l.Endpoint())
+	if err := l.StartEtcd(ctx); err != nil {
+		return err
+	}
+	l.say("network: %s", l.Config)
+	if _, err := l.Tulle(ctx, l.Config, "config", "set", "-"); err != nil {
+		return err
+	}
+	for range l.Hosts {
+		if _, err := l.makeHost(); err != nil {
+			return err
+		}
+	}
+	if err := l.start(ctx, l.Nodes...); err != nil {
+		return err
+	}
+	return l.save()
+}
+
+// start starts the agents of hosts side by side, and their containers.
+func (l *Lab) start(ctx context.Context, hosts ...*Host) error {
+	starts, startCtx := errgroup.WithContext(ctx)
+	for _, h := range hosts {
+		starts.Go(func() error {
+			if err := l.StartAgent(startCtx, h); err != nil {
+				return err
+			}
+			return l.makeContainer(h)
+		})
+	}
+	if err := starts.Wait(); err != nil {
+		return err
+	}
+	if err := l.Converge(ctx); err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		l.say("%s: agent ready at %s, container %s at %s", h.Name, h.Address, h.Container.Name, h.Container.Address)
+	}
+	return nil
+}
+
+// AddHost joins another host to the lab.
+func (l *Lab) AddHost(ctx context.Context) (*Host, error) {
+	h, err := l.makeHost()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.start(ctx, h); err != nil {
+		return nil, err
+	}
+	return h, l.save()
+}
+
+// Dir is where the lab keeps its files.
+func (l *Lab) Dir() string { return filepath.Join(stateDir, l.Name) }
+
+// Endpoint is etcd's URL, from any host of the lab.
+func (l *Lab) Endpoint() string { return "http://" + gateway.String() + ":2379" }
+
+// Underlay is the namespace that the underlay bridge and etcd are in.
+func (l *Lab) Underlay() string { return l.namespace("underlay") }
+
+func (l *Lab) namespace(name string) string { return "tulle-" + l.Name + "-" + name }
+
+func (l *Lab) say(format string, args ...any) {
+	if l.Say != nil {
+		l.Say(format, args...)
+	}
+}
+
+func (l *Lab) makeUnderlay() error {
+	if err := newNamespace(l.Underlay()); err != nil {
+		return err
+	}
+	return In(l.Underlay(), func() error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "underlay", TxQLen: -1}}
+		if err := netlink.LinkAdd(bridge); err != nil {
+			return fmt.Errorf("make the underlay bridge: %w", err)
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return errors.Join(addAddr(bridge, netip.PrefixFrom(gateway, underlay.Bits())), addAddr(lo, netip.PrefixFrom(Outside, 32)), netlink.LinkSetUp(bridge))
+	})
+}
+
+// makeHost makes a host's namespace and plugs it into the underlay.
+func (l *Lab) makeHost() (*Host, error) {
+	n := len(l.Nodes) + 1
+	address := underlay.Addr().As4()
+	address[3] = byte(10 + n)
+	name := fmt.Sprintf("host%d", n)
+	h := &Host{Name: name, Namespace: l.namespace(name), Address: netip.AddrFrom4(address), RunDir: filepath.Join(l.Dir(), name)}
+	if err := errors.Join(newNamespace(h.Namespace), os.MkdirAll(h.RunDir, 0o755)); err != nil {
+		return nil, err
+	}
+	if err := plug(l.Underlay(), "underlay", name, h.Namespace, netip.PrefixFrom(h.Address, underlay.Bits()), gateway, 1500); err != nil {
+		return nil, fmt.Errorf("plug %s into the underlay: %w", name, err)
+	}
+	if l.Forward != "" {
+		if _, err := Output(context.Background(), h.Namespace, "iptables", "-P", "FORWARD", l.Forward); err != nil {
+			return nil, err
+		}
+	}
+	l.Nodes = append(l.Nodes, h)
+	return h, nil
+}
+
+// plug lays a cable from a bridge to a namespace, where its end is eth0 with an address and a default route.
+func plug(bridgeNS, bridge, port, namespace string, address netip.Prefix, via netip.Addr, mtu int) error {
+	target, err := netns.GetFromName(namespace)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	err = In(bridgeNS, func() error {
+		master, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return fmt.Errorf("bridge %s: %w", bridge, err)
+		}
+		cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MTU: mtu, MasterIndex: master.Attrs().Index, TxQLen: -1},
+			PeerName: "eth0", PeerNamespace: netlink.NsFd(target), PeerMTU: uint32(mtu)}
+		return errors.Join(netlink.LinkAdd(cable), netlink.LinkSetUp(cable))
+	})
+	if err != nil {
+		return err
+	}
+	return In(namespace, func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(addAddr(eth0, address), netlink.LinkSetUp(eth0)); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: via.AsSlice()})
+	})
+}
+
+func addAddr(link netlink.Link, p netip.Prefix) error {
+	addr, err := netlink.ParseAddr(p.String())
+	if err != nil {
+		return err
+	}
+	return netlink.AddrAdd(link, addr)
+}
+
+// makeContainer puts a container behind h's bridge, the way Docker does it from the env file.
+func (l *Lab) makeContainer(h *Host) error {
+	env, err := h.Env()
+	if err != nil {
+		return err
+	}
+	bridge, err := netip.ParsePrefix(env["FLANNEL_SUBNET"])
+	if err != nil {
+		return fmt.Errorf("%s: FLANNEL_SUBNET: %w", h.Name, err)
+	}
+	mtu := 0
+	if _, err := fmt.Sscan(env["FLANNEL_MTU"], &mtu); err != nil {
+		return fmt.Errorf("%s: FLANNEL_MTU: %w", h.Name, err)
+	}
+	name := strings.Replace(h.Name, "host", "c", 1)
+	c := &Container{Name: name, Namespace: l.namespace(name), Address: bridge.Addr().Next(), MTU: mtu}
+	if err := newNamespace(c.Namespace); err != nil {
+		return err
+	}
+	if err := plug(h.Namespace, "docker0", name, c.Namespace, netip.PrefixFrom(c.Address, bridge.Bits()), bridge.Addr(), mtu); err != nil {
+		return fmt.Errorf("plug %s into %s: %w", name, h.Name, err)
+	}
+	h.Container = c
+	return nil
+}
+
+// Env reads the host's env file.
+func (h *Host) Env() (map[string]string, error) {
+	text, err := os.ReadFile(filepath.Join(h.RunDir, "subnet.env"))
+	if err != nil {
+		return nil, err
+	}
+	env := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		env[name] = strings.Trim(value, `"`)
+	}
+	return env, nil
+}
+
+// StartEtcd starts etcd and waits until it answers.
+func (l *Lab) StartEtcd(ctx context.Context) error {
+	url := l.Endpoint()
+	args := []string{"--data-dir", filepath.Join(l.Dir(), "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url}
+	path := l.Etcd
+	if path == "" {
+		path, args = l.Binary, append([]string{"etcd"}, args...)
+	}
+	p, err := startProcess(l.Underlay(), filepath.Join(l.Dir(), "etcd.log"), path, args...)
+	if err != nil {
+		return err
+	}
+	l.Server = p
+	return Wait(ctx, readyWait, "etcd answers", p.alive(func() error {
+		_, err := l.Tulle(ctx, "", "lease", "ls")
+		return err
+	}))
+}
+
+// StartAgent starts the host's agent and waits until it is ready.
+func (l *Lab) StartAgent(ctx context.Context, h *Host) error {
+	if err := l.LaunchAgent(h); err != nil {
+		return err
+	}
+	return Wait(ctx, readyWait, h.Name+"'s agent is ready", h.Agent.alive(func() error { return h.Ready(ctx) }))
+}
+
+// LaunchAgent starts the host's agent and does not wait for it.
+func (l *Lab) LaunchAgent(h *Host) error {
+	args := append([]string{"agent", "--etcd-endpoints", l.Endpoint(), "--etcd-prefix", l.Prefix, "--run-dir", h.RunDir}, l.Agent...)
+	p, err := startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+".log"), l.Binary, args...)
+	h.Agent = p
+	return errors.Join(err, l.save())
+}
+
+// Converge waits until every running agent has programmed all the others.
+func (l *Lab) Converge(ctx context.Context) error {
+	var running []*Host
+	for _, h := range l.Nodes {
+		if h.Agent.running() {
+			running = append(running, h)
+		}
+	}
+	for _, h := range running {
+		err := Wait(ctx, readyWait, h.Name+" has programmed all its peers", func() error {
+			status, err := h.Status(ctx)
+			if err == nil && (!status.Ready || status.Peers != len(running)-1) {
+				err = fmt.Errorf("%d of %d; %s", status.Peers, len(running)-1, status.Reason)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Status asks the host's agent how it is.
+func (h *Host) Status(ctx context.Context) (status agent.Status, err error) {
+	_, body, err := h.Get(ctx, "/status")
+	if err != nil {
+		return status, err
+	}
+	return status, json.Unmarshal([]byte(body), &status)
+}
+
+// Ready asks the host's agent whether it is.
+func (h *Host) Ready(ctx context.Context) error {
+	status, body, err := h.Get(ctx, "/readyz")
+	if err == nil && status != http.StatusOK {
+		err = errors.New(strings.TrimSpace(body))
+	}
+	return err
+}
+
+// Tulle runs a subcommand that talks to etcd, from the underlay.
+func (l *Lab) Tulle(ctx context.Context, stdin string, args ...string) (string, error) {
+	args = append([]string{l.Binary}, args...)
+	args = append(args, "--etcd-endpoints", l.Endpoint(), "--etcd-prefix", l.Prefix)
+	return output(ctx, l.Underlay(), stdin, args...)
+}
+
+// Down ends the lab's processes and removes its namespaces and files. It does so for a lab that was only half made, and for
+// one of another process.
+func (l *Lab) Down() error {
+	var errs []error
+	for _, h := range l.Nodes {
+		errs = append(errs, h.Agent.Stop(unix.SIGKILL))
+	}
+	errs = append(errs, l.Server.Stop(unix.SIGKILL))
+	names, err := namespaces(l.namespace(""))
+	errs = append(errs, err)
+	for _, name := range names {
+		errs = append(errs, deleteNamespace(name))
+	}
+	return errors.Join(append(errs, os.RemoveAll(l.Dir()))...)
+}
+
+func (l *Lab) save() error {
+	text, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(l.Dir(), "lab.json"), text, 0o644)
+}
+
+// Open returns a lab that another process made.
+func Open(name string) (*Lab, error) {
+	l := &Lab{Options: Options{Name: name}}
+	text, err := os.ReadFile(filepath.Join(l.Dir(), "lab.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("there is no lab named %s: tulle lab up makes one", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, json.Unmarshal(text, l)
+}
+
+// Find returns the namespace of a host or container by its name, as in host1 or c1.
+func (l *Lab) Find(name string) (string, error) {
+	for _, h := range l.Nodes {
+		if h.Name == name {
+			return h.Namespace, nil
+		}
+		if h.Container != nil && h.Container.Name == name {
+			return h.Container.Namespace, nil
+		}
+	}
+	return "", fmt.Errorf("the lab has no %q: tulle lab ls shows what it has", name)
+}
+
+// Wait waits until condition holds. What it last said is in the error.
+func Wait(ctx context.Context, limit time.Duration, what string, condition func() error) error {
+	deadline := time.After(limit)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := condition()
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errEnded) {
+			return fmt.Errorf("waiting until %s: %w", what, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until %s: %w", what, ctx.Err())
+		case <-deadline:
+			return fmt.Errorf("waited %s until %s: %w", limit, what, err)
+		case <-tick.C:
+		}
+	}
+}

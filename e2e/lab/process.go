@@ -1,0 +1,156 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a daemon of the lab. It outlives the process that started it.
+type Process struct {
+	PID  int
+	Args []string // by which it is known again: a PID alone may be another's by now
+	Log  string
+
+	ended chan struct{} // closed when it has ended, if this process started it
+	err   error
+}
+
+// errEnded says that a process ended that should not have.
+var errEnded = errors.New("process ended")
+
+// startProcess starts a daemon in a namespace, its output appended to a log file.
+func startProcess(namespace, log, path string, args ...string) (*Process, error) {
+	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C meant for us is none of its business
+	if err := In(namespace, cmd.Start); err != nil {
+		return nil, fmt.Errorf("start %s in %s: %w", path, namespace, err)
+	}
+	p := &Process{PID: cmd.Process.Pid, Args: cmd.Args, Log: log, ended: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.ended)
+	}()
+	return p, nil
+}
+
+// alive wraps a condition so that it need not be waited for once the process has ended.
+func (p *Process) alive(condition func() error) func() error {
+	return func() error {
+		select {
+		case <-p.ended:
+			return fmt.Errorf("%w (%v); its last words: %s", errEnded, p.err, p.tail())
+		default:
+			return condition()
+		}
+	}
+}
+
+// tail is the end of the process's log.
+func (p *Process) tail() string {
+	text, _ := os.ReadFile(p.Log)
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines[max(0, len(lines)-3):], " | ")
+}
+
+// Stop sends a signal and waits until the process has ended. A process that isn't there any more is no error.
+func (p *Process) Stop(signal unix.Signal) error {
+	if !p.running() {
+		return nil
+	}
+	if err := unix.Kill(p.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", p.PID, err)
+	}
+	return Wait(context.Background(), 10*time.Second, fmt.Sprintf("process %d ends", p.PID), func() error {
+		if p.running() {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+}
+
+// Signal sends a signal and does not wait.
+func (p *Process) Signal(signal unix.Signal) error { return unix.Kill(p.PID, signal) }
+
+func (p *Process) running() bool {
+	if p == nil {
+		return false
+	}
+	if p.ended != nil {
+		select {
+		case <-p.ended:
+			return false
+		default:
+			return true
+		}
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
+	return err == nil && string(bytes.TrimRight(cmdline, "\x00")) == strings.Join(p.Args, "\x00")
+}
+
+// Get asks the host's status server for a path.
+func (h *Host) Get(ctx context.Context, path string) (status int, body string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		err = In(h.Namespace, func() error {
+			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+			return err
+		})
+		return conn, err
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:9494"+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(text), err
+}
+
+// output is Output with something on standard input, and standard error only in the error.
+func output(ctx context.Context, namespace, stdin string, command ...string) (string, error) {
+	var out, errOut bytes.Buffer
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
+	if err := In(namespace, cmd.Run); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, strings.TrimSpace(errOut.String()))
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// Exec runs a command in a host or container, its input and output being ours, and returns its exit code.
+func (l *Lab) Exec(ctx context.Context, name string, command []string) (int, error) {
+	namespace, err := l.Find(name)
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err = In(namespace, cmd.Run)
+	if failed := (*exec.ExitError)(nil); errors.As(err, &failed) {
+		return failed.ExitCode(), nil
+	}
+	return 0, err
+}
