@@ -103,6 +103,7 @@ func (a *Agent) pass(ctx context.Context, full bool) error {
 	if a.learn(u) {
 		full, drift = true, false
 	}
+	news := a.news(u)
 	var err error
 	if full {
 		a.state.entries = u.Merge(a.state.entries)
@@ -113,6 +114,7 @@ func (a *Agent) pass(ctx context.Context, full bool) error {
 		a.metrics.changed(changes.Count())
 	}
 	a.record(full, time.Since(started), err)
+	a.sayPeers(u, news)
 	return err
 }
 
@@ -122,7 +124,6 @@ func (a *Agent) learn(u subnet.Update) (all bool) {
 	s.etcd, s.revision, s.stored = u.Err, u.Revision, u.Config
 	s.listed = s.listed || u.Reset
 	a.sayEtcd()
-	a.sayPeers(u)
 	all = u.Reset || s.plan == nil
 	if u.Config.Usable() && u.Config.Revision != s.config.Revision {
 		s.config, all = u.Config, true
@@ -312,27 +313,44 @@ func (a *Agent) sayLease(own subnet.Own) {
 	a.log.Info("lease held", "subnet", own.Lease.Subnet.V4, "public-ip", own.Lease.PublicIP.V4, "reserved", own.Reserved)
 }
 
-// sayPeers logs who came, left and changed.
-func (a *Agent) sayPeers(u subnet.Update) {
-	if u.Reset {
-		a.log.Info("leases listed", "count", len(u.Leases), "revision", u.Revision)
-		return
-	}
-	if len(u.Leases) > talkative {
-		a.log.Info("leases changed", "count", len(u.Leases), "revision", u.Revision)
-		return
+// event is what happened to a peer.
+type event struct {
+	what string
+	key  string
+	ip   netip.Addr
+}
+
+// news says who comes, goes and changes with u, if they are few. It must be asked before u is merged.
+func (a *Agent) news(u subnet.Update) (events []event) {
+	if u.Reset || len(u.Leases) > talkative {
+		return nil
 	}
 	for key, e := range u.Leases {
 		before, known := a.state.entries[key]
 		switch {
-		case key == a.state.own.Lease.Key() || key == u.Own.Lease.Key():
-		case e == (subnet.Entry{}):
-			a.log.Info("peer left", "lease", key, "public-ip", before.Lease.PublicIP.V4)
-		case e.Err != nil:
-		case !known:
-			a.log.Info("peer joined", "lease", key, "public-ip", e.Lease.PublicIP.V4)
+		case key == a.state.own.Lease.Key() || e.Err != nil:
+		case e == (subnet.Entry{}) && known:
+			events = append(events, event{"peer left", key, before.Lease.PublicIP.V4})
+		case known:
+			events = append(events, event{"peer changed", key, e.Lease.PublicIP.V4})
 		default:
-			a.log.Info("peer changed", "lease", key, "public-ip", e.Lease.PublicIP.V4)
+			events = append(events, event{"peer joined", key, e.Lease.PublicIP.V4})
+		}
+	}
+	return events
+}
+
+// sayPeers logs what happened to peers, those aside that are left out.
+func (a *Agent) sayPeers(u subnet.Update, events []event) {
+	switch {
+	case u.Reset:
+		a.log.Info("leases listed", "count", len(u.Leases), "revision", u.Revision)
+	case len(u.Leases) > talkative:
+		a.log.Info("leases changed", "count", len(u.Leases), "revision", u.Revision)
+	}
+	for _, e := range events {
+		if _, left := a.state.rejected[e.key]; !left {
+			a.log.Info(e.what, "lease", e.key, "public-ip", e.ip)
 		}
 	}
 }

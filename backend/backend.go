@@ -61,8 +61,8 @@ func parseOptions(options string, v any, known ...string) (unknown []string, err
 	if options == "" {
 		return nil, nil
 	}
-	if err := subnet.DecodeObject([]byte(options), v); err != nil {
-		return nil, fmt.Errorf("in Backend: %w", err)
+	if err := subnet.DecodeObject("Backend", []byte(options), v); err != nil {
+		return nil, err
 	}
 	for _, key := range subnet.UnknownKeys([]byte(options), append([]string{"Type"}, known...)) {
 		unknown = append(unknown, "Backend."+key)
@@ -73,12 +73,12 @@ func parseOptions(options string, v any, known ...string) (unknown []string, err
 // accept checks what concerns every backend: that l's subnets lie where they may.
 func (h Host) accept(l subnet.Lease) error {
 	for f, p := range l.Subnet.All() {
-		network := h.Config.Range.Of(f).Network
-		if !network.IsValid() {
+		r := h.Config.Range.Of(f)
+		if r == (subnet.Range{}) {
 			continue // a family that this host does not take part in
 		}
-		if !network.Overlaps(p) || p.Bits() <= network.Bits() {
-			return subnet.Rejectf(subnet.OutOfNetwork, "%s is not a subnet of %s", p, network)
+		if !r.Admits(p) {
+			return subnet.Rejectf(subnet.OutOfNetwork, "%s is not a /%d of %s", p, r.SubnetLen, r.Network)
 		}
 		if p.Overlaps(h.Self.Subnet.Of(f)) {
 			return subnet.Rejectf(subnet.Overlap, "%s overlaps our own %s", p, h.Self.Subnet.Of(f))

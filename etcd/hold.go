@@ -202,7 +202,7 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 	s.lost = true
 	taken := slices.Clone(want.Exclude)
 	for key, r := range s.records {
-		taken = append(taken, claims(key, r)...)
+		taken = append(taken, claims(want, key, r)...)
 	}
 	subnets, err := choose(want, taken)
 	if err != nil {
@@ -214,7 +214,7 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 	}
 	for {
 		granted := want.Lease(subnets)
-		revision, others, err := s.claim(ctx, granted, id)
+		revision, others, err := s.claim(ctx, want, granted, id)
 		if err != nil {
 			return errors.Join(err, s.revoke(ctx, id))
 		}
@@ -231,16 +231,18 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 	}
 }
 
-// claims are the addresses that a stored key takes: its subnets, and its host's public address, which may lie inside the
-// network.
-func claims(key string, r record) []netip.Prefix {
+// claims are the addresses that a stored key takes: its subnets, if the network has such, and its host's public address,
+// which may lie inside the network. A key that claims the whole network claims nothing.
+func claims(want subnet.Request, key string, r record) []netip.Prefix {
 	subnets, err := subnet.ParseKey(key)
 	if err != nil {
 		return nil
 	}
 	var taken []netip.Prefix
-	for _, p := range subnets.All() {
-		taken = append(taken, p)
+	for f, p := range subnets.All() {
+		if want.Range.Of(f).Admits(p) {
+			taken = append(taken, p)
+		}
 	}
 	for _, a := range r.entry.Lease.PublicIP.All() {
 		taken = append(taken, netip.PrefixFrom(a, a.BitLen()))
@@ -287,7 +289,7 @@ func (s *session) full(want subnet.Request, err error) error {
 
 // claim writes a key that must not exist, and returns the revision, or 0 and what others hold by now. The IPv4 subnet must
 // be free with whatever IPv6 subnet it is paired.
-func (s *session) claim(ctx context.Context, l subnet.Lease, id clientv3.LeaseID) (int64, []netip.Prefix, error) {
+func (s *session) claim(ctx context.Context, want subnet.Request, l subnet.Lease, id clientv3.LeaseID) (int64, []netip.Prefix, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	name := s.client.subnetKey(l.Key())
@@ -308,7 +310,7 @@ func (s *session) claim(ctx context.Context, l subnet.Lease, id clientv3.LeaseID
 	}
 	var others []netip.Prefix
 	for _, kv := range done.Responses[0].GetResponseRange().Kvs {
-		others = append(others, claims(string(kv.Key[len(s.client.subnetsPrefix()):]), record{})...)
+		others = append(others, claims(want, string(kv.Key[len(s.client.subnetsPrefix()):]), record{})...)
 	}
 	return 0, others, nil
 }
@@ -320,8 +322,18 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-// keep holds h from now on, and renews it.
+// keep holds h from now on, and renews it. The record of it is made here: its event may be long in coming.
 func (s *session) keep(h holding) {
+	if r := s.records[h.key]; r.modified < h.modified {
+		created := r.entry.Created
+		if created == 0 {
+			created = h.modified
+		}
+		r = record{entry: subnet.Entry{Lease: h.granted, Created: created, Reserved: h.lease == clientv3.NoLease},
+			modified: h.modified, lease: h.lease, value: string(h.granted.MarshalValue())}
+		s.records[h.key] = r
+		s.store.publish(func(u *subnet.Update) { u.Leases[h.key] = r.entry })
+	}
 	renewing := s.own.lease == h.lease && s.keepAlive != nil
 	s.own, s.lost = h, false
 	if renewing {

@@ -11,7 +11,7 @@ import (
 
 // ServerOptions are etcd's own flags, of those a lab or a small cluster needs.
 type ServerOptions struct {
-	Name                     string   `default:"default" help:"This member's name."`
+	Name                     string   `default:"tulle" help:"This member's name."`
 	DataDir                  string   `default:"tulle.etcd" help:"Directory for the data." placeholder:"DIR"`
 	ListenClientUrls         []string `default:"http://127.0.0.1:2379" help:"URLs to serve clients on." placeholder:"URL"`
 	AdvertiseClientUrls      []string `help:"URLs that clients reach this member by (default: those it listens on)." placeholder:"URL"`

@@ -216,6 +216,7 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 		for _, e := range events {
 			key, isLease := strings.CutPrefix(string(e.Kv.Key), s.client.subnetsPrefix())
 			switch {
+			case isLease && e.Kv.ModRevision < s.records[key].modified: // of before our own last write
 			case isLease && e.Type == clientv3.EventTypeDelete:
 				concerned = concerned || key == s.own.key || s.own.key == "" // one that is gone is one that is free
 				delete(s.records, key)

@@ -56,7 +56,7 @@ var configKeys = []string{"EnableIPv4", "EnableIPv6", "EnableNFTables", "Network
 // not know, sorted. Every error is, or wraps, a *ConfigError. The Backend object is checked by package backend.
 func ParseConfig(data []byte) (c Config, unknown []string, err error) {
 	var w wireConfig
-	if err := DecodeObject(data, &w); err != nil {
+	if err := DecodeObject("", data, &w); err != nil {
 		return Config{}, nil, err
 	}
 	unknown = UnknownKeys(data, configKeys)
@@ -81,8 +81,8 @@ func parseBackend(data json.RawMessage) (Backend, error) {
 		return Backend{}, nil
 	}
 	var w struct{ Type string }
-	if err := DecodeObject(data, &w); err != nil {
-		return Backend{}, fmt.Errorf("in Backend: %w", err)
+	if err := DecodeObject("Backend", data, &w); err != nil {
+		return Backend{}, err
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, data); err != nil {
@@ -92,25 +92,30 @@ func parseBackend(data json.RawMessage) (Backend, error) {
 }
 
 // limits are flannel's per family: the length a subnet has by default where the network has room for four of it, and the
-// longest it may have.
-var limits = [...]struct{ usual, longest int }{IPv4: {24, 30}, IPv6: {64, 126}}
+// longest it may have. The example is for error messages.
+var limits = [...]struct {
+	usual, longest int
+	example        string
+}{IPv4: {24, 30, "10.5.0.0/16"}, IPv6: {64, 126, "fd12:3456::/48"}}
 
 // parseRange reads one family's keys, whose names begin with prefix.
 func parseRange(f Family, prefix, network string, length int, first, last string) (Range, error) {
 	n, err := netip.ParsePrefix(network)
+	usual, longest, example := limits[f].usual, limits[f].longest, limits[f].example
 	switch {
 	case network == "":
-		return Range{}, configErr(prefix+"Network", `missing: the network needs a range, for example "10.5.0.0/16"`)
+		return Range{}, configErr(prefix+"Network", "missing: the network needs a range, for example %q", example)
 	case err != nil:
-		return Range{}, configErr(prefix+"Network", "%q is not a range like 10.5.0.0/16", network)
-	case FamilyOf(n.Addr()) != f:
+		return Range{}, configErr(prefix+"Network", "%q is not a range like %s", network, example)
+	case FamilyOf(n.Addr()) != f || n.Addr().Is4In6():
 		return Range{}, configErr(prefix+"Network", "%s is not %s", n, f)
 	case n.Addr().IsMulticast() || n.Addr().IsLoopback() || n.Bits() == 0:
 		return Range{}, configErr(prefix+"Network", "%s is not a unicast range", n)
+	case n.Bits()+2 > longest:
+		return Range{}, configErr(prefix+"Network", "%s has no room for four subnets of length %d", n, longest)
 	}
 	n = n.Masked()
 	r := Range{Network: n, SubnetLen: length}
-	usual, longest := limits[f].usual, limits[f].longest
 	if length == 0 {
 		r.SubnetLen = max(usual, n.Bits()+2)
 	}
@@ -153,16 +158,21 @@ func (r Range) boundary(key, text string, fallback netip.Addr) (netip.Addr, erro
 	return a, nil
 }
 
-// DecodeObject decodes a single JSON object into v; its errors are *ConfigError.
-func DecodeObject(data []byte, v any) error {
+// DecodeObject decodes a single JSON object into v. Its errors are *ConfigError; name is the key that the object is stored
+// under, "" for the config itself.
+func DecodeObject(name string, data []byte, v any) error {
+	whole, within := "JSON", ""
+	if name != "" {
+		whole, within = name, name+"."
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	err := d.Decode(v)
 	if err == nil {
 		if _, more := d.Token(); more != io.EOF {
-			return configErr("JSON", "something follows the object's closing brace")
+			return configErr(whole, "something follows the object's closing brace")
 		}
 		if !bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
-			return configErr("JSON", "not an object")
+			return configErr(whole, "not an object")
 		}
 		return nil
 	}
@@ -170,13 +180,13 @@ func DecodeObject(data []byte, v any) error {
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &wrongType) && wrongType.Field != "":
-		return configErr(wrongType.Field, "a %s does not belong here, %s does", wrongType.Value, describe(wrongType.Type.Kind().String()))
+		return configErr(within+wrongType.Field, "a %s does not belong here, %s does", wrongType.Value, describe(wrongType.Type.Kind().String()))
 	case errors.As(err, &wrongType):
-		return configErr("JSON", "not an object")
+		return configErr(whole, "not an object")
 	case errors.As(err, &syntax):
-		return configErr("JSON", "%v, at byte %d", err, syntax.Offset)
+		return configErr(whole, "%v, at byte %d", err, syntax.Offset)
 	}
-	return configErr("JSON", "not an object: %v", err)
+	return configErr(whole, "not an object: %v", err)
 }
 
 // describe names a Go kind in JSON's words.

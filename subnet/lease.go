@@ -40,7 +40,7 @@ func ParseKey(key string) (Pair[netip.Prefix], error) {
 		addr, bits, _ := strings.Cut(part, "-")
 		a, err := netip.ParseAddr(addr)
 		n, atoiErr := strconv.Atoi(bits)
-		if err != nil || atoiErr != nil {
+		if err != nil || atoiErr != nil || a.Is4In6() {
 			return Pair[netip.Prefix]{}, Rejectf(BadKey, "not a subnet like 10.5.85.0-24")
 		}
 		*subnets.At(FamilyOf(a)) = netip.PrefixFrom(a, n)
@@ -77,11 +77,13 @@ func (l Lease) MarshalValue() []byte {
 	if l.PublicIP.V6.IsValid() {
 		w.PublicIPv6 = &l.PublicIP.V6
 	}
-	value, err := json.Marshal(w)
-	if err != nil {
+	var value bytes.Buffer
+	encoder := json.NewEncoder(&value)
+	encoder.SetEscapeHTML(false) // the data stays as it is
+	if err := encoder.Encode(w); err != nil {
 		panic("subnet: backend data is not JSON: " + err.Error()) // our own planner wrote it
 	}
-	return value
+	return bytes.TrimSuffix(value.Bytes(), []byte("\n"))
 }
 
 // ParseLease reads the lease stored under key, its name below <prefix>/subnets/. Every error is a *Reject.
@@ -103,7 +105,7 @@ func ParseLease(key string, value []byte) (Lease, error) {
 		if a == nil || !a.IsValid() || a.IsUnspecified() {
 			continue
 		}
-		if FamilyOf(*a) != f || a.Zone() != "" || a.IsMulticast() || a.IsLoopback() {
+		if FamilyOf(*a) != f || a.Is4In6() || a.Zone() != "" || a.IsMulticast() || a.IsLoopback() {
 			return Lease{}, Rejectf(BadAddress, "%s can't be a host's public %s address", a, f)
 		}
 		*l.PublicIP.At(f) = *a

@@ -23,6 +23,12 @@ func (r Range) Contains(p netip.Prefix) bool {
 		p.Addr().Compare(r.Min) >= 0 && p.Addr().Compare(r.Max) <= 0
 }
 
+// Admits reports whether a host may hold p: it lies inside Network, and is no larger than the network's subnets. A network
+// whose SubnetLen was changed has smaller ones, too.
+func (r Range) Admits(p netip.Prefix) bool {
+	return p.Bits() >= r.SubnetLen && r.Network.Contains(p.Addr())
+}
+
 // Len is the number of subnets in the range.
 func (r Range) Len() uint64 { return r.index(r.Max) - r.index(r.Min) + 1 }
 
@@ -67,7 +73,7 @@ func (r Range) spans(taken []netip.Prefix) []span {
 	end := lastAddr(netip.PrefixFrom(r.Max, r.SubnetLen))
 	spans := make([]span, 0, len(taken))
 	for _, p := range taken {
-		first, last := p.Addr(), lastAddr(p)
+		first, last := p.Masked().Addr(), lastAddr(p)
 		if FamilyOf(first) != FamilyOf(r.Min) || last.Less(r.Min) || end.Less(first) {
 			continue
 		}

@@ -82,7 +82,7 @@ func (b *bell) listen(ctx context.Context) error {
 			return fmt.Errorf("receive from rtnetlink: %w", err)
 		}
 		for _, m := range messages {
-			if b.concerns(m.Header.Type, m.Data) {
+			if b.concerns(m.Header.Type, m.Header.Flags, m.Data) {
 				b.ring()
 			}
 		}
@@ -91,7 +91,7 @@ func (b *bell) listen(ctx context.Context) error {
 
 // concerns reports whether a notification can be about something that Apply or Underlay looks at. Containers that come and
 // go on a busy host are not.
-func (b *bell) concerns(kind uint16, data []byte) bool {
+func (b *bell) concerns(kind, flags uint16, data []byte) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch kind {
@@ -101,8 +101,8 @@ func (b *bell) concerns(kind uint16, data []byte) bool {
 		return len(data) >= 8 && b.indexes[int(number(data[4:]))]
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		return len(data) >= 12 && b.tunnels[int(number(data[4:]))]
-	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours, and the default route, which chooses the underlay
-		return len(data) >= unix.SizeofRtMsg && (data[5] == protocol || data[1] == 0)
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours; one that may have taken ours' place; the default route, which chooses the underlay
+		return len(data) >= unix.SizeofRtMsg && (data[5] == protocol || flags&unix.NLM_F_REPLACE != 0 || data[1] == 0)
 	case rtmNewNexthop, rtmDelNexthop:
 		return len(data) >= 8 && data[2] == protocol
 	}

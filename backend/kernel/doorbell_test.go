@@ -48,6 +48,7 @@ func TestDoorbellOfTheUnderlay(t *testing.T) {
 		"default route added":   "ip route add default via 192.0.2.254",
 		"default route deleted": "ip route del default via 192.0.2.253",
 		"IPv6 default route":    "ip -6 route add default dev eth0",
+		"our route replaced":    "ip route replace 10.5.2.0/24 via 192.0.2.9",
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSandbox(t)
@@ -116,7 +117,7 @@ func TestDoorbellIsQuiet(t *testing.T) {
 				}
 			}
 		}) {
-			if k.bell.concerns(m.Header.Type, m.Data) {
+			if k.bell.concerns(m.Header.Type, m.Header.Flags, m.Data) {
 				s.Errorf("would ring for %s", describeMessage(m))
 			}
 		}
@@ -160,7 +161,7 @@ func TestDoorbellTakesAnything(t *testing.T) {
 	b.watch(map[string]int{"tulle.1": 5}, backend.State{Links: map[string]backend.Link{"tulle.1": {Kind: backend.KindVXLAN}}})
 	for kind := range uint16(200) {
 		for n := range 40 {
-			b.concerns(kind, make([]byte, n))
+			b.concerns(kind, unix.NLM_F_REPLACE, make([]byte, n))
 		}
 	}
 }

@@ -144,16 +144,17 @@ func parseRoute(entry []byte) (route, bool) {
 			r.priority = number(value)
 		case unix.RTA_OIF:
 			r.index = int(number(value))
-		case unix.RTA_GATEWAY:
-			r.gateway = address(value)
+		case unix.RTA_GATEWAY, unix.RTA_VIA:
+			r.gateway = gateway(kind, value)
 		case rtaNexthopID:
 			r.nexthop = number(value)
 		case unix.RTA_MULTIPATH:
 			if len(value) >= unix.SizeofRtNexthop {
 				r.index = int(number(value[4:]))
-				for kind, value := range attributes(value, unix.SizeofRtNexthop) {
-					if kind == unix.RTA_GATEWAY {
-						r.gateway = address(value)
+				first := value[:min(int(binary.NativeEndian.Uint16(value)), len(value))]
+				for kind, value := range attributes(first, unix.SizeofRtNexthop) {
+					if kind == unix.RTA_GATEWAY || kind == unix.RTA_VIA {
+						r.gateway = gateway(kind, value)
 					}
 				}
 			}
@@ -161,6 +162,14 @@ func parseRoute(entry []byte) (route, bool) {
 	}
 	r.dst = netip.PrefixFrom(dst, int(entry[1]))
 	return r, r.dst.IsValid() && entry[0] != unix.AF_BRIDGE
+}
+
+// gateway reads RTA_GATEWAY, or RTA_VIA: a struct rtvia, which has a family before the address, since it is not the route's.
+func gateway(kind uint16, value []byte) netip.Addr {
+	if kind == unix.RTA_VIA {
+		value = value[min(2, len(value)):]
+	}
+	return address(value)
 }
 
 // setRoute adds a route, or changes ours. A route of somebody else's to the same prefix is left alone, and is an error.

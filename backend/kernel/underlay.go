@@ -35,13 +35,7 @@ func (k *Kernel) Underlay(c backend.Choice) (backend.Underlay, error) {
 	if err != nil {
 		return backend.Underlay{}, fmt.Errorf("list routes: %w", err)
 	}
-	reach := 0
-	if c.CanReach.IsValid() {
-		if reach, err = k.conn.outputDevice(c.CanReach); err != nil {
-			return backend.Underlay{}, fmt.Errorf("%w: no route to %s, which --iface-can-reach names: %w", ErrNoUnderlay, c.CanReach, err)
-		}
-	}
-	d, local, err := choose(c, devices, routes, reach)
+	d, local, err := choose(c, devices, routes, k.conn.outputDevice)
 	if err != nil {
 		return backend.Underlay{}, err
 	}
@@ -96,9 +90,9 @@ func (a ifAddr) rank() int {
 	return rank
 }
 
-// choose returns the device to use, and the address if the choice named one. reach is the index of the device that leads to
-// CanReach.
-func choose(c backend.Choice, devices []device, routes []route, reach int) (device, netip.Addr, error) {
+// choose returns the device to use, and the address if the choice named one. reach says which device, by index, leads to an
+// address.
+func choose(c backend.Choice, devices []device, routes []route, reach func(netip.Addr) (int, error)) (device, netip.Addr, error) {
 	for _, want := range c.Ifaces {
 		addr, _ := netip.ParseAddr(want)
 		for _, d := range devices {
@@ -121,11 +115,15 @@ func choose(c backend.Choice, devices []device, routes []route, reach int) (devi
 			}
 		}
 	}
+	if c.CanReach.IsValid() {
+		index, err := reach(c.CanReach)
+		if err != nil {
+			return device{}, netip.Addr{}, fmt.Errorf("%w: no route to %s, which --iface-can-reach names: %w", ErrNoUnderlay, c.CanReach, err)
+		}
+		return find(devices, index, "leads to "+c.CanReach.String())
+	}
 	if len(c.Ifaces)+len(c.Regexes) > 0 {
 		return device{}, netip.Addr{}, fmt.Errorf("%w: none matches --iface or --iface-regex; there are %s", ErrNoUnderlay, names(devices))
-	}
-	if c.CanReach.IsValid() {
-		return find(devices, reach, "leads to "+c.CanReach.String())
 	}
 	if r, ok := defaultRoute(routes); ok {
 		return find(devices, r.index, "carries the default route")

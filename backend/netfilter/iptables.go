@@ -34,7 +34,8 @@ type chain struct {
 // chains renders f for one family. The chains are always the same, so that one that is no longer wanted is found.
 func chains(f backend.Firewall, family subnet.Family, randomFully bool) []chain {
 	network, own := f.Network.Of(family), f.Subnet.Of(family)
-	// Before the others' rules: Docker inserts its masquerade rule at the head, and would hide containers from their peers.
+	// Before the others' rules: a dockerd without --ip-masq=false masquerades whatever leaves its bridge, and would hide
+	// containers from their peers.
 	nat := chain{table: "nat", parent: "POSTROUTING", name: "TULLE-POSTROUTING", first: true}
 	// After the others' rules: what an operator drops stays dropped, and a policy of DROP comes after all rules.
 	forward := chain{table: "filter", parent: "FORWARD", name: "TULLE-FORWARD"}
@@ -45,7 +46,8 @@ func chains(f backend.Firewall, family subnet.Family, randomFully bool) []chain 
 		}
 		nat.rules = []string{
 			"-m mark --mark " + exemptMark + " -j RETURN",
-			fmt.Sprintf("-s %s -d %s -j RETURN", own, network),
+			fmt.Sprintf("-s %s -d %s -j RETURN", own, own), // to Docker, which masquerades a container that calls itself by a published port
+			fmt.Sprintf("-s %s -d %s -j ACCEPT", own, network),
 			fmt.Sprintf("-s %s -d %s -j RETURN", network, own),
 			fmt.Sprintf("! -s %s -d %s -j RETURN", network, own),
 			fmt.Sprintf("-s %s ! -d %s %s", network, multicast(family), masquerade),
@@ -109,7 +111,9 @@ func (t *IPTables) Apply(ctx context.Context, f backend.Firewall) (int, error) {
 	for family := range f.Network.All() {
 		tool, err := t.tool(family)
 		if err != nil {
-			errs = append(errs, err)
+			if f.Masquerade || f.Forward { // without either: what was never installed has made no rules to remove
+				errs = append(errs, err)
+			}
 			continue
 		}
 		for _, c := range chains(f, family, tool.ipt.HasRandomFully()) {

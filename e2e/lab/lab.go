@@ -117,7 +117,7 @@ func (l *Lab) up(ctx context.Context) error {
 		return err
 	}
 	for range l.Hosts {
-		if _, err := l.makeHost(); err != nil {
+		if _, err := l.NewHost(); err != nil {
 			return err
 		}
 	}
@@ -135,7 +135,7 @@ func (l *Lab) start(ctx context.Context, hosts ...*Host) error {
 			if err := l.StartAgent(startCtx, h); err != nil {
 				return err
 			}
-			return l.makeContainer(h)
+			return l.NewContainer(h)
 		})
 	}
 	if err := starts.Wait(); err != nil {
@@ -152,7 +152,7 @@ func (l *Lab) start(ctx context.Context, hosts ...*Host) error {
 
 // AddHost joins another host to the lab.
 func (l *Lab) AddHost(ctx context.Context) (*Host, error) {
-	h, err := l.makeHost()
+	h, err := l.NewHost()
 	if err != nil {
 		return nil, err
 	}
@@ -196,8 +196,8 @@ func (l *Lab) makeUnderlay() error {
 	})
 }
 
-// makeHost makes a host's namespace and plugs it into the underlay.
-func (l *Lab) makeHost() (*Host, error) {
+// NewHost makes a host's namespace and plugs it into the underlay. It has no agent yet.
+func (l *Lab) NewHost() (*Host, error) {
 	n := len(l.Nodes) + 1
 	address := underlay.Addr().As4()
 	address[3] = byte(10 + n)
@@ -257,8 +257,8 @@ func addAddr(link netlink.Link, p netip.Prefix) error {
 	return netlink.AddrAdd(link, addr)
 }
 
-// makeContainer puts a container behind h's bridge, the way Docker does it from the env file.
-func (l *Lab) makeContainer(h *Host) error {
+// NewContainer puts a container behind h's bridge, the way Docker does it from the env file.
+func (l *Lab) NewContainer(h *Host) error {
 	env, err := h.Env()
 	if err != nil {
 		return err
@@ -321,6 +321,11 @@ func (l *Lab) StartAgent(ctx context.Context, h *Host) error {
 	if err := l.LaunchAgent(h); err != nil {
 		return err
 	}
+	return h.WaitReady(ctx)
+}
+
+// WaitReady waits until the host's agent is ready.
+func (h *Host) WaitReady(ctx context.Context) error {
 	return Wait(ctx, readyWait, h.Name+"'s agent is ready", h.Agent.alive(func() error { return h.Ready(ctx) }))
 }
 

@@ -1,0 +1,384 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/tulle-net/tulle/subnet"
+)
+
+const patience = 30 * time.Second // how long a condition may take to come true on a loaded machine
+
+// shared is the etcd of all tests that neither stop it nor need it to be set up in a special way.
+var shared string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "tulle-etcd")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	shared = freeURL()
+	stop, err := serve(ServerOptions{DataDir: dir, ListenClientUrls: []string{shared}})
+	if err != nil {
+		panic(err)
+	}
+	defer stop()
+	return m.Run()
+}
+
+// serve runs etcd until stop is called. Nobody connects to the peer port of a lone member, so any will do.
+func serve(o ServerOptions) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	o.Name, o.ListenPeerUrls, o.InitialClusterState, o.InitialClusterToken = "default", []string{"http://127.0.0.1:0"}, "new", "tulle"
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- Serve(ctx, o, func([]string) { close(ready) }) }()
+	stop = func() { cancel(); <-ended }
+	select {
+	case <-ready:
+		return stop, nil
+	case err := <-ended:
+		cancel()
+		return nil, fmt.Errorf("etcd ended before it served: %w", err)
+	}
+}
+
+// serveFor runs etcd for one test.
+func serveFor(t *testing.T, o ServerOptions) (stop func()) {
+	t.Helper()
+	stop, err := serve(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop = sync.OnceFunc(stop)
+	t.Cleanup(stop)
+	return stop
+}
+
+// freeURL names a port that nobody listens on. It is below the kernel's range for outgoing connections: none of them can
+// take it while an etcd is being restarted there.
+func freeURL() string {
+	for {
+		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(12000))
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return "http://" + address
+		}
+	}
+}
+
+var networks atomic.Int64
+
+// network is one network of its own in an etcd.
+type network struct {
+	t       *testing.T
+	options Options
+	raw     *clientv3.Client // what others write, malformed or not
+}
+
+func newNetwork(t *testing.T) *network { return networkAt(t, shared) }
+
+func networkAt(t *testing.T, url string) *network {
+	t.Helper()
+	raw, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { raw.Close() })
+	return &network{t, Options{Endpoints: []string{url}, Prefix: fmt.Sprintf("/test/%d", networks.Add(1))}, raw}
+}
+
+func (n *network) client() *Client { return &Client{n.raw, n.options.Prefix} }
+
+// put writes the key below subnets/ as somebody else would.
+func (n *network) put(key, value string, o ...clientv3.OpOption) {
+	n.t.Helper()
+	if _, err := n.raw.Put(n.t.Context(), n.options.Prefix+"/subnets/"+key, value, o...); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *network) config(text string) {
+	n.t.Helper()
+	if _, err := n.raw.Put(n.t.Context(), n.options.Prefix+"/config", text); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *network) grant() clientv3.LeaseID {
+	n.t.Helper()
+	granted, err := n.raw.Grant(n.t.Context(), LeaseTTL)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return granted.ID
+}
+
+// stored is a key as etcd has it.
+type stored struct {
+	value                      string
+	lease, modified, createRev int64
+}
+
+// keys returns all that is stored below subnets/.
+func (n *network) keys() map[string]stored {
+	n.t.Helper()
+	prefix := n.options.Prefix + "/subnets/"
+	got, err := n.raw.Get(n.t.Context(), prefix, clientv3.WithPrefix())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	keys := map[string]stored{}
+	for _, kv := range got.Kvs {
+		keys[strings.TrimPrefix(string(kv.Key), prefix)] = stored{string(kv.Value), kv.Lease, kv.ModRevision, kv.CreateRevision}
+	}
+	return keys
+}
+
+func (n *network) release(p string) {
+	n.t.Helper()
+	if _, err := n.client().Release(n.t.Context(), netip.MustParsePrefix(p)); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// node is a Store, and what an agent would have taken from it.
+type node struct {
+	*Store
+	t       *testing.T
+	last    subnet.Update
+	entries map[string]subnet.Entry
+	stop    func()
+}
+
+// node runs a Store until the test ends or stop is called.
+func (n *network) node(o ...grpc.DialOption) *node {
+	n.t.Helper()
+	options := n.options
+	options.DialOptions = o
+	return start(n.t, options)
+}
+
+func start(t *testing.T, o Options) *node {
+	ctx, cancel := context.WithCancel(context.Background())
+	h := &node{Store: NewStore(o), t: t, entries: map[string]subnet.Entry{}}
+	ended := make(chan error, 1)
+	go func() { ended <- h.Run(ctx) }()
+	h.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(h.stop)
+	return h
+}
+
+// join runs a Store that wants what r says, and waits until it holds a lease.
+func (n *network) join(r subnet.Request, o ...grpc.DialOption) *node {
+	n.t.Helper()
+	h := n.node(o...)
+	h.listed()
+	h.Want(r)
+	h.held()
+	return h
+}
+
+// until takes updates until ok.
+func (h *node) until(what string, ok func() bool) {
+	h.t.Helper()
+	deadline := time.After(patience)
+	for !ok() {
+		select {
+		case <-h.Changed():
+			h.last = h.Take()
+			h.entries = h.last.Merge(h.entries)
+		case <-deadline:
+			h.t.Fatalf("after %s still not: %s; own %+v; error %v; entries %v", patience, what, h.last.Own, h.last.Err, h.entries)
+		}
+	}
+}
+
+// next takes one update.
+func (h *node) next() subnet.Update {
+	h.t.Helper()
+	taken := false
+	h.until("something to take", func() bool { was := taken; taken = true; return was })
+	return h.last
+}
+
+func (h *node) listed() {
+	h.t.Helper()
+	h.until("listed", func() bool { return h.last.Err == nil && h.last.Revision != 0 })
+}
+
+func (h *node) held() string {
+	h.t.Helper()
+	h.until("a lease held", func() bool { return h.last.Own.Held() && h.last.Own.Err == nil })
+	return h.key()
+}
+
+func (h *node) key() string { return h.last.Own.Lease.Key() }
+
+// holds waits until the subnet is held.
+func (h *node) holds(key string) {
+	h.t.Helper()
+	h.until("holds "+key, func() bool { return h.key() == key && h.last.Own.Err == nil })
+}
+
+// sees waits until the update that has the revision of now has arrived, and all before it.
+func (h *node) sees(n *network) {
+	h.t.Helper()
+	done, err := n.raw.Put(h.t.Context(), n.options.Prefix+"/mark", "")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.until("caught up", func() bool { return h.last.Revision >= done.Header.Revision })
+}
+
+// want is a request of the host with the address, for a subnet of the network.
+func want(host, config string) subnet.Request {
+	c, _, err := subnet.ParseConfig([]byte(config))
+	if err != nil {
+		panic(err)
+	}
+	a := netip.MustParseAddr(host)
+	return subnet.Request{Range: c.Range, PublicIP: subnet.PairOf(subnet.FamilyOf(a), a), Backend: "vxlan", Data: subnet.PairOf(subnet.IPv4, `{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}`)}
+}
+
+func previous(r subnet.Request, p string) subnet.Request {
+	r.Previous = subnet.PairOf(subnet.IPv4, netip.MustParsePrefix(p))
+	return r
+}
+
+// value is a flannel host's lease.
+func value(host string) string {
+	return fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}}`, host)
+}
+
+const (
+	wide   = `{"Network":"10.5.0.0/16"}`
+	narrow = `{"Network":"10.5.0.0/22"}` // 10.5.1.0/24, 10.5.2.0/24, 10.5.3.0/24
+)
+
+// calls counts RPCs by name.
+type calls struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func (c *calls) count(method string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]int{}
+	}
+	c.n[filepath.Base(method)]++
+}
+
+func (c *calls) counted() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := map[string]int{}
+	for k, v := range c.n {
+		n[k] = v
+	}
+	return n
+}
+
+func (c *calls) dial() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+			c.count(method)
+			return invoke(ctx, method, req, reply, cc, o...)
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+			c.count(method)
+			return stream(ctx, desc, cc, method, o...)
+		}),
+	}
+}
+
+// slowWatch keeps a watch's messages back until open is closed: etcd promises no time for them.
+type slowWatch struct{ open chan struct{} }
+
+func (w slowWatch) dial() grpc.DialOption {
+	return grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+		s, err := stream(ctx, desc, cc, method, o...)
+		if filepath.Base(filepath.Dir(method)) != "etcdserverpb.Watch" || err != nil {
+			return s, err
+		}
+		return slowStream{s, w.open}, nil
+	})
+}
+
+type slowStream struct {
+	grpc.ClientStream
+	open chan struct{}
+}
+
+func (s slowStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	select {
+	case <-s.open:
+	case <-s.Context().Done():
+	}
+	return err
+}
+
+// wire is a host's way to etcd, which can be cut.
+type wire struct {
+	mu    sync.Mutex
+	down  bool
+	conns []net.Conn
+}
+
+var errDown = errors.New("the wire is cut")
+
+func (w *wire) dial() grpc.DialOption {
+	return grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.down {
+			return nil, errDown
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err == nil {
+			w.conns = append(w.conns, conn)
+		}
+		return conn, err
+	})
+}
+
+func (w *wire) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.down = true
+	for _, c := range w.conns {
+		c.Close()
+	}
+	w.conns = nil
+}
+
+func (w *wire) mend() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.down = false
+}

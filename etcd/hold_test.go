@@ -1,0 +1,355 @@
+package etcd
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/tulle-net/tulle/subnet"
+)
+
+func TestJoinCosts(t *testing.T) {
+	n, count := newNetwork(t), calls{}
+	h := n.join(want("192.0.2.1", wide), count.dial()...)
+	h.until("renewing", func() bool { return count.counted()["LeaseKeepAlive"] > 0 })
+	h.sees(n)
+	all := map[string]int{"Range": 1, "LeaseGrant": 1, "Txn": 1, "Watch": 1, "LeaseKeepAlive": 1}
+	if got := count.counted(); !maps.Equal(got, all) {
+		t.Errorf("a lone join cost %v, want %v", got, all)
+	}
+}
+
+func TestManyJoinAtOnce(t *testing.T) {
+	const hosts = 80
+	n, count := newNetwork(t), calls{}
+	var nodes [hosts]*node
+	for i := range nodes {
+		nodes[i] = n.node(count.dial()...)
+		nodes[i].listed()
+	}
+	var begin sync.WaitGroup
+	for i, h := range nodes {
+		begin.Go(func() { h.Want(want(fmt.Sprintf("192.0.2.%d", i+1), wide)) })
+	}
+	begin.Wait()
+	r := want("192.0.2.1", wide).Range.V4
+	seen := map[string]int{}
+	for i, h := range nodes {
+		key := h.held()
+		if other, twice := seen[key]; twice {
+			t.Errorf("hosts %d and %d both hold %s", other, i, key)
+		}
+		if !r.Contains(h.last.Own.Lease.Subnet.V4) {
+			t.Errorf("host %d holds %s, which is not in the range", i, key)
+		}
+		seen[key] = i
+	}
+	if keys := n.keys(); len(keys) != hosts {
+		t.Errorf("%d keys, want %d", len(keys), hosts)
+	}
+	got := count.counted()
+	t.Logf("%d hosts at once: %v", hosts, got)
+	if got["Txn"] > 2*hosts || got["LeaseGrant"] != hosts || got["Range"] != hosts || got["Watch"] != hosts {
+		t.Errorf("%d hosts cost %v", hosts, got)
+	}
+}
+
+func TestRestartWritesNothing(t *testing.T) {
+	n := newNetwork(t)
+	first := n.join(want("192.0.2.1", wide))
+	key := first.key()
+	first.stop()
+	before, count := n.keys(), calls{}
+	second := n.join(want("192.0.2.1", wide), count.dial()...)
+	second.sees(n)
+	if second.key() != key {
+		t.Errorf("holds %s after a restart, before it %s", second.key(), key)
+	}
+	if after := n.keys(); !maps.Equal(before, after) {
+		t.Errorf("a restart wrote: %v, before %v", after, before)
+	}
+	if got := count.counted(); got["Txn"]+got["LeaseGrant"]+got["Put"] != 0 {
+		t.Errorf("a restart cost %v", got)
+	}
+}
+
+func TestChoice(t *testing.T) {
+	const host, other = "192.0.2.1", "192.0.2.9"
+	reserved := `{"PublicIP":"192.0.2.1","PublicIPv6":null}`
+	for _, c := range []struct {
+		name string
+		keys map[string]string // in etcd before; the value of a reservation begins with "!"
+		want subnet.Request
+		held string // "" for anything new
+	}{
+		{"reservation before earlier lease and previous",
+			map[string]string{"10.5.7.0-24": value(host), "10.5.8.0-24": "!" + reserved}, previous(want(host, wide), "10.5.9.0/24"), "10.5.8.0-24"},
+		{"earlier lease before previous", map[string]string{"10.5.7.0-24": value(host)}, previous(want(host, wide), "10.5.9.0/24"), "10.5.7.0-24"},
+		{"of two earlier leases the previous", map[string]string{"10.5.7.0-24": value(host), "10.5.8.0-24": value(host)}, previous(want(host, wide), "10.5.8.0/24"), "10.5.8.0-24"},
+		{"previous if free", map[string]string{"10.5.7.0-24": value(other)}, previous(want(host, wide), "10.5.9.0/24"), "10.5.9.0-24"},
+		{"previous is taken", map[string]string{"10.5.9.0-24": value(other)}, previous(want(host, wide), "10.5.9.0/24"), ""},
+		{"previous overlaps a longer one", map[string]string{"10.5.9.128-25": value(other)}, previous(want(host, wide), "10.5.9.0/24"), ""},
+		{"previous is outside", nil, previous(want(host, wide), "10.6.9.0/24"), ""},
+		{"earlier lease outside the range", map[string]string{"10.6.7.0-24": value(host)}, want(host, wide), ""},
+		{"earlier lease of another length", map[string]string{"10.5.7.0-25": value(host)}, want(host, wide), ""},
+		{"earlier lease on an excluded prefix", map[string]string{"10.5.7.0-24": value(host)}, exclude(want(host, wide), "10.5.7.8/32"), ""},
+		{"previous on an excluded prefix", nil, exclude(previous(want(host, wide), "10.5.9.0/24"), "10.5.8.0/22"), ""},
+		{"all but one excluded", nil, exclude(want(host, narrow), "10.5.1.0/24", "10.5.2.1/32"), "10.5.3.0-24"},
+		{"another host's public address lies in a subnet", map[string]string{"10.5.1.0-24": value("10.5.2.77")}, want(host, narrow), "10.5.3.0-24"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNetwork(t)
+			for key, v := range c.keys {
+				if v, isReserved := strings.CutPrefix(v, "!"); isReserved {
+					n.put(key, v)
+				} else {
+					n.put(key, v, clientv3.WithLease(n.grant()))
+				}
+			}
+			h := n.join(c.want)
+			_, old := c.keys[h.key()]
+			if c.held != "" && h.key() != c.held || c.held == "" && (old || !serves(h.last.Own.Lease.Subnet, c.want)) {
+				t.Errorf("holds %s, want %q", h.key(), c.held)
+			}
+		})
+	}
+}
+
+func exclude(r subnet.Request, prefixes ...string) subnet.Request {
+	for _, p := range prefixes {
+		r.Exclude = append(r.Exclude, netip.MustParsePrefix(p))
+	}
+	return r
+}
+
+func TestReservationStaysOne(t *testing.T) {
+	n := newNetwork(t)
+	n.config(wide)
+	host := netip.MustParseAddr("192.0.2.1")
+	if err := n.client().Reserve(t.Context(), netip.MustParsePrefix("10.5.8.0/24"), host); err != nil {
+		t.Fatal(err)
+	}
+	r := want(host.String(), wide)
+	var before map[string]stored
+	for life := range 2 {
+		h := n.join(r)
+		if own := h.last.Own; h.key() != "10.5.8.0-24" || !own.Reserved || own.TTL != 0 {
+			t.Errorf("life %d: own is %+v", life, own)
+		}
+		keys := n.keys()
+		if got := keys["10.5.8.0-24"]; got.lease != 0 || got.value != string(r.Lease(h.last.Own.Lease.Subnet).MarshalValue()) {
+			t.Errorf("life %d: stored is %+v", life, got)
+		}
+		if life > 0 && !maps.Equal(keys, before) {
+			t.Errorf("a restart wrote: %v, before %v", keys, before)
+		}
+		before = keys
+		h.stop()
+	}
+}
+
+func TestOwnKeyReleased(t *testing.T) {
+	n := newNetwork(t)
+	h := n.join(want("192.0.2.1", wide))
+	key := h.key()
+	for i := range 10 { // so that a choice by hash would be another one
+		n.put(fmt.Sprintf("10.5.%d.0-24", 200+i), value(fmt.Sprintf("192.0.2.%d", 100+i)))
+	}
+	h.sees(n)
+	before := n.keys()[key]
+	n.release(strings.Replace(key, "-", "/", 1))
+	h.until("written again", func() bool { now := h.entries[key]; return now.Created > before.createRev })
+	h.holds(key)
+	if after := n.keys()[key]; after.value != before.value || after.lease == 0 {
+		t.Errorf("stored is %+v, before %+v", after, before)
+	}
+}
+
+func TestOwnKeyOverwritten(t *testing.T) {
+	n := newNetwork(t)
+	h := n.join(want("192.0.2.1", wide))
+	key := h.key()
+	n.put(key, value("192.0.2.9"))
+	h.until("another subnet", func() bool { return h.last.Own.Held() && h.key() != key })
+	if got := n.keys()[key].value; got != value("192.0.2.9") {
+		t.Errorf("the other host's lease is now %s", got)
+	}
+}
+
+func TestOwnEtcdLeaseRevoked(t *testing.T) {
+	n := newNetwork(t)
+	h := n.join(want("192.0.2.1", wide))
+	key := h.key()
+	before := n.keys()[key]
+	if _, err := n.raw.Revoke(t.Context(), clientv3.LeaseID(before.lease)); err != nil {
+		t.Fatal(err)
+	}
+	h.until("written again", func() bool { return h.entries[key].Created > before.createRev })
+	h.holds(key)
+	if after := n.keys(); len(after) != 1 || after[key].lease == before.lease || after[key].lease == 0 {
+		t.Errorf("stored is %v", after)
+	}
+}
+
+func TestRequestChanges(t *testing.T) {
+	n := newNetwork(t)
+	r := want("192.0.2.1", wide)
+	h := n.join(r)
+	key, before := h.key(), n.keys()[h.key()]
+	r.Data.V4 = `{"VNI":2,"VtepMAC":"02:00:00:00:00:09"}`
+	h.Want(r)
+	h.until("the new data", func() bool { return h.last.Own.Lease.Data == r.Data })
+	after := n.keys()
+	if got := after[key]; len(after) != 1 || got.createRev != before.createRev || got.lease != before.lease || !strings.Contains(got.value, `"VNI":2`) {
+		t.Errorf("stored is %v, before %v", after, before)
+	}
+	r.Range = want("192.0.2.1", `{"Network":"10.6.0.0/16"}`).Range
+	h.Want(r)
+	h.until("a subnet in the new range", func() bool { return r.Range.V4.Contains(h.last.Own.Lease.Subnet.V4) })
+	if after := n.keys(); len(after) != 1 || after[h.key()].lease == 0 {
+		t.Errorf("stored is %v, held %s", after, h.key())
+	}
+}
+
+// The longer subnets of the new range lie where the old one was: it must not count as taken.
+func TestRangeShrinksInPlace(t *testing.T) {
+	n := newNetwork(t)
+	h := n.join(want("192.0.2.1", `{"Network":"10.5.0.0/22","SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.0"}`))
+	r := want("192.0.2.1", `{"Network":"10.5.0.0/22","SubnetLen":25,"SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.128"}`)
+	h.Want(r)
+	h.until("a longer subnet", func() bool { return r.Range.V4.Contains(h.last.Own.Lease.Subnet.V4) })
+}
+
+// Between a write and the watch's word of it, the request may change again.
+func TestRequestChangesBeforeTheWatchTells(t *testing.T) {
+	n, slow := newNetwork(t), slowWatch{make(chan struct{})}
+	h := n.node(slow.dial())
+	h.listed()
+	r := want("192.0.2.1", wide)
+	h.Want(r)
+	key := h.held()
+	before := n.keys()[key]
+	for vni := range 3 {
+		r.Data.V4 = fmt.Sprintf(`{"VNI":%d,"VtepMAC":"02:00:00:00:00:09"}`, vni+2)
+		h.Want(r)
+		h.until("the new data", func() bool { return h.last.Own.Lease.Data == r.Data })
+		if h.key() != key {
+			t.Errorf("holds %s, before %s", h.key(), key)
+		}
+	}
+	close(slow.open)
+	h.sees(n)
+	h.holds(key)
+	after := n.keys()
+	if got := after[key]; len(after) != 1 || got.createRev != before.createRev || got.lease != before.lease || h.last.Own.Lease.Data != r.Data {
+		t.Errorf("stored is %v, before %v", after, before)
+	}
+}
+
+// A request that is there before the Store runs costs no more than one that comes later.
+func TestWantBeforeRun(t *testing.T) {
+	for range 5 {
+		n := newNetwork(t)
+		h := &node{Store: NewStore(n.options), t: t, entries: map[string]subnet.Entry{}}
+		h.Want(want("192.0.2.1", wide))
+		go h.Run(t.Context())
+		key := h.held()
+		h.sees(n)
+		if keys := n.keys(); len(keys) != 1 || h.key() != key {
+			t.Fatalf("holds %s, then %s; stored is %v", key, h.key(), keys)
+		}
+	}
+}
+
+// A running host is not renumbered because its connection was made anew and somebody reserved it another subnet meanwhile.
+func TestSessionsKeepTheSubnet(t *testing.T) {
+	n, w := newNetwork(t), &wire{}
+	h := n.join(want("192.0.2.1", wide), w.dial())
+	key := h.key()
+	n.put("10.5.77.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
+	h.sees(n)
+	w.cut()
+	h.until("out of reach", func() bool { return h.last.Err != nil })
+	now, err := n.raw.Get(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.put("10.5.78.0-24", value("192.0.2.9"))
+	if _, err := n.raw.Compact(t.Context(), now.Header.Revision+1, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	w.mend()
+	h.until("listed anew", func() bool { return h.last.Reset })
+	h.sees(n)
+	h.holds(key)
+}
+
+func TestFull(t *testing.T) {
+	n := newNetwork(t)
+	n.put("10.5.1.0-24", value("192.0.2.8"), clientv3.WithLease(n.grant()))
+	n.put("10.5.2.0-24", value("192.0.2.9"), clientv3.WithLease(n.grant()))
+	n.put("10.5.3.0-24", `{"PublicIP":"192.0.2.7","PublicIPv6":null}`)
+	n.put("nonsense", "x")
+	h := n.node()
+	h.Want(want("192.0.2.1", narrow))
+	h.until("full", func() bool { return h.last.Own.Err != nil })
+	text := "out of subnets: 2 leased and 1 reserved of 3; release some (tulle lease ls) or enlarge the network (tulle config set)"
+	if got := h.last.Own.Err.Error(); got != text || h.last.Own.Held() {
+		t.Errorf("own is %+v, want the error %q", h.last.Own, text)
+	}
+	n.release("10.5.2.0/24")
+	h.holds("10.5.2.0-24")
+}
+
+func TestDualStack(t *testing.T) {
+	const config = `{"Network":"10.5.0.0/22","EnableIPv6":true,"IPv6Network":"fd12::/48"}`
+	n := newNetwork(t)
+	seen := map[netip.Prefix]string{}
+	var nodes []*node
+	for i := range 3 {
+		h := n.node()
+		h.listed()
+		nodes = append(nodes, h)
+		r := want(fmt.Sprintf("192.0.2.%d", i+1), config)
+		r.PublicIP.V6 = netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+1))
+		h.Want(r)
+	}
+	for _, h := range nodes {
+		key := h.held()
+		if v4, v6, ok := strings.Cut(key, "&"); !ok || !strings.HasPrefix(v4, "10.5.") || !strings.HasPrefix(v6, "fd12:") {
+			t.Errorf("key %s", key)
+		}
+		if other, twice := seen[h.last.Own.Lease.Subnet.V4]; twice {
+			t.Errorf("%s and %s have the same IPv4 subnet", other, key)
+		}
+		seen[h.last.Own.Lease.Subnet.V4] = key
+	}
+}
+
+// The one IPv4 subnet is claimed with two IPv6 subnets, each by a host that does not know of the other yet.
+func TestDualStackClaims(t *testing.T) {
+	const config = `{"Network":"10.5.0.0/22","SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.0","EnableIPv6":true,"IPv6Network":"fd12::/48"}`
+	n, slow := newNetwork(t), slowWatch{make(chan struct{})}
+	blind := n.node(slow.dial())
+	blind.listed()
+	request := func(i int) subnet.Request {
+		r := want(fmt.Sprintf("192.0.2.%d", i), config)
+		r.PublicIP.V6 = netip.MustParseAddr(fmt.Sprintf("fd00::%d", i))
+		return r
+	}
+	first := n.join(request(1))
+	blind.Want(request(2))
+	blind.until("full", func() bool { return blind.last.Own.Err != nil })
+	n.release("10.5.1.0/24") // which its holder takes again at once
+	close(slow.open)
+	blind.sees(n)
+	first.held()
+	if keys := n.keys(); len(keys) != 1 {
+		t.Errorf("stored is %v", keys)
+	}
+}
