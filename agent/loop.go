@@ -154,6 +154,9 @@ func (a *Agent) reconcile(ctx context.Context, drift bool) error {
 	}
 	want := plan.State()
 	changes, applyErr := a.kernel.Apply(ctx, want)
+	for name, value := range changes.Sysctls.Set {
+		a.log.Info("sysctl set", "name", name, "value", value)
+	}
 	count := changes.Count()
 	rules, firewallErr := a.firewall.Apply(ctx, want.Firewall)
 	if rules > 0 {
@@ -328,7 +331,7 @@ func (a *Agent) news(u subnet.Update) (events []event) {
 	for key, e := range u.Leases {
 		before, known := a.state.entries[key]
 		switch {
-		case key == a.state.own.Lease.Key() || e.Err != nil:
+		case key == a.state.own.Lease.Key() || before.Lease.PublicIP == a.state.own.Lease.PublicIP || e.Err != nil:
 		case e == (subnet.Entry{}) && known:
 			events = append(events, event{"peer left", key, before.Lease.PublicIP.V4})
 		case known:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
 
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -78,10 +79,13 @@ func (h Host) accept(l subnet.Lease) error {
 			continue // a family that this host does not take part in
 		}
 		if !r.Admits(p) {
-			return subnet.Rejectf(subnet.OutOfNetwork, "%s is not a /%d of %s", p, r.SubnetLen, r.Network)
+			return subnet.Rejectf(subnet.OutOfNetwork, "%s is larger than the network's /%d subnets, or outside %s", p, r.SubnetLen, r.Network)
 		}
 		if p.Overlaps(h.Self.Subnet.Of(f)) {
 			return subnet.Rejectf(subnet.Overlap, "%s overlaps our own %s", p, h.Self.Subnet.Of(f))
+		}
+		if a := h.Underlay.Local.Of(f); p.Contains(a) {
+			return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, this host's own address", p, a)
 		}
 		for _, u := range h.Underlay.OnLink {
 			if p.Overlaps(u) {
@@ -106,7 +110,7 @@ func (h Host) common(mtu int) State {
 	s.MTU = mtu
 	for f, p := range h.Self.Subnet.All() {
 		if h.Bridge != "" {
-			s.Addrs[Addr{h.Bridge, netip.PrefixFrom(p.Addr().Next(), p.Bits())}] = struct{}{}
+			s.Addrs[Addr{h.Bridge, BridgeAddrs(h.Self).Of(f)}] = struct{}{}
 		}
 		s.Sysctls[forwarding(f)] = "1"
 		*s.Firewall.Subnet.At(f) = p
@@ -136,7 +140,7 @@ func BridgeAddrs(l subnet.Lease) (addrs subnet.Pair[netip.Prefix]) {
 
 // CheckBridge refuses a name that a bridge of ours can't have.
 func CheckBridge(name string) error {
-	if len(name) > 15 || strings.ContainsAny(name, "/ :%\t\n") || name == "." || name == ".." || strings.HasPrefix(name, Prefix+".") {
+	if len(name) > 15 || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, unicode.IsSpace) || name == "." || name == ".." || strings.HasPrefix(name, Prefix+".") {
 		return fmt.Errorf("%q can't be a bridge's name: at most 15 characters, no '/', ':', '%%' or space, and not one of tulle's own devices", name)
 	}
 	return nil

@@ -15,10 +15,10 @@ type Changes struct {
 	FDB        Delta[FDBKey, netip.Addr]
 	Neighbours Delta[NeighbourKey, MAC]
 	Routes     Delta[netip.Prefix, Route]
+	Sysctls    Delta[string, string] // set only: nobody owns a sysctl
 }
 
-// Diff returns the changes that lead from have to want. Sysctls and the firewall aren't part of it: they are not owned, and
-// compared by who applies them.
+// Diff returns the changes that lead from have to want. The firewall isn't part of it: who applies it compares it.
 func Diff(have, want State) Changes {
 	return Changes{
 		Links:      diff(have.Links, want.Links),
@@ -26,6 +26,7 @@ func Diff(have, want State) Changes {
 		FDB:        diff(have.FDB, want.FDB),
 		Neighbours: diff(have.Neighbours, want.Neighbours),
 		Routes:     diff(have.Routes, want.Routes),
+		Sysctls:    Delta[string, string]{Set: diff(have.Sysctls, want.Sysctls).Set},
 	}
 }
 
@@ -47,7 +48,7 @@ func diff[K, V comparable](have, want map[K]V) Delta[K, V] {
 // Count is the number of changed entries by table, the unchanged tables left out.
 func (c Changes) Count() map[string]int {
 	count := map[string]int{"link": c.Links.Len(), "address": c.Addrs.Len(), "fdb": c.FDB.Len(),
-		"neighbour": c.Neighbours.Len(), "route": c.Routes.Len()}
+		"neighbour": c.Neighbours.Len(), "route": c.Routes.Len(), "sysctl": c.Sysctls.Len()}
 	for table, n := range count {
 		if n == 0 {
 			delete(count, table)

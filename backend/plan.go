@@ -25,8 +25,7 @@ type Plan struct {
 	fdb        sum[FDBKey, netip.Addr]
 	neighbours sum[NeighbourKey, MAC]
 	routes     sum[netip.Prefix, Route]
-	lengths    [2][129]int        // how many routes there are, by family and prefix length
-	endpoints  map[netip.Addr]int // public addresses inside the overlay's own range, and how many leases have each
+	inside     map[netip.Prefix][]claim // what lies inside one of the network's subnets, by that subnet
 }
 
 // NewPlan plans h with the leases in entries, which it keeps and updates from then on.
@@ -63,7 +62,7 @@ func (p *Plan) State() State {
 func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
 	inOrder := true
 	for _, key := range byAge(changed) {
-		inOrder = inOrder && p.replace(key, changed[key])
+		inOrder = p.replace(key, changed[key]) && inOrder // each is taken in, whatever became of those before it
 	}
 	if !inOrder {
 		p.build()
@@ -94,7 +93,7 @@ func (p *Plan) build() {
 	p.fdb.clear()
 	p.neighbours.clear()
 	p.routes.clear()
-	p.rejected, p.rivals, p.lengths, p.endpoints = map[string]subnet.Reject{}, 0, [2][129]int{}, map[netip.Addr]int{}
+	p.rejected, p.rivals, p.inside = map[string]subnet.Reject{}, 0, map[netip.Prefix][]claim{}
 	for _, key := range byAge(p.entries) {
 		p.add(key, p.entries[key])
 	}
@@ -126,7 +125,7 @@ func (p *Plan) add(key string, e subnet.Entry) {
 		p.rejected[key] = *reject
 		return
 	}
-	p.count(part, e.Lease, 1)
+	p.claim(part, e.Lease)
 	p.fdb.add(part.FDB)
 	p.neighbours.add(part.Neighbours)
 	p.routes.add(part.Routes)
@@ -136,46 +135,92 @@ func (p *Plan) add(key string, e subnet.Entry) {
 // remembered.
 func (p *Plan) remove(key string, e subnet.Entry) {
 	part, _ := p.part(key, e)
-	p.count(part, e.Lease, -1)
+	p.unclaim(part, e.Lease)
 	p.fdb.remove(part.FDB)
 	p.neighbours.remove(part.Neighbours)
 	p.routes.remove(part.Routes)
 }
 
-// count keeps what rival looks things up in.
-func (p *Plan) count(part State, l subnet.Lease, n int) {
+// claim is a part of one of the network's subnets: the subnet of a lease with a longer prefix, or a host's public address.
+// Usually there is none. No lease has a shorter prefix (subnet.Range.Admits), so what overlaps lies in the same subnet.
+type claim struct {
+	prefix netip.Prefix
+	host   bool
+}
+
+// claims are those of an accepted lease.
+func (p *Plan) claims(part State, l subnet.Lease) (claims []claim) {
 	for dst := range part.Routes {
-		p.lengths[subnet.FamilyOf(dst.Addr())][dst.Bits()] += n
-	}
-	if len(part.Routes) == 0 {
-		return
-	}
-	for f, a := range l.PublicIP.All() {
-		if network := p.host.Config.Range.Of(f).Network; network.IsValid() && network.Contains(a) {
-			if p.endpoints[a] += n; p.endpoints[a] == 0 {
-				delete(p.endpoints, a)
-			}
+		if within, ok := p.within(dst); ok && within != dst {
+			claims = append(claims, claim{prefix: dst})
 		}
 	}
+	for _, a := range l.PublicIP.All() {
+		host := netip.PrefixFrom(a, a.BitLen())
+		if _, ok := p.within(host); ok && len(part.Routes) > 0 {
+			claims = append(claims, claim{host, true})
+		}
+	}
+	return claims
+}
+
+// within returns the network's subnet that q lies in, if it lies in the network.
+func (p *Plan) within(q netip.Prefix) (netip.Prefix, bool) {
+	r := p.host.Config.Range.Of(subnet.FamilyOf(q.Addr()))
+	if r == (subnet.Range{}) || !r.Network.Contains(q.Addr()) || q.Bits() < r.SubnetLen {
+		return q, false
+	}
+	return netip.PrefixFrom(q.Addr(), r.SubnetLen).Masked(), true
+}
+
+func (p *Plan) claim(part State, l subnet.Lease) {
+	for _, c := range p.claims(part, l) {
+		within, _ := p.within(c.prefix)
+		p.inside[within] = append(p.inside[within], c)
+	}
+}
+
+func (p *Plan) unclaim(part State, l subnet.Lease) {
+	for _, c := range p.claims(part, l) {
+		within, _ := p.within(c.prefix)
+		i := slices.Index(p.inside[within], c)
+		if p.inside[within] = slices.Delete(p.inside[within], i, i+1); len(p.inside[within]) == 0 {
+			delete(p.inside, within)
+		}
+	}
+}
+
+// overlapping returns what the Plan holds that overlaps q: of several always the same, so that its name in a log is no news.
+func (p *Plan) overlapping(q netip.Prefix) (found claim, ok bool) {
+	within, inNetwork := p.within(q)
+	if !inNetwork {
+		return claim{}, false
+	}
+	if _, held := p.routes.total[within]; held {
+		return claim{prefix: within}, true
+	}
+	for _, c := range p.inside[within] {
+		if c.prefix.Overlaps(q) && (!ok || c.prefix.Compare(found.prefix) < 0) {
+			found, ok = c, true
+		}
+	}
+	return found, ok
 }
 
 // rival returns why part, l's, can't stand beside what the Plan holds already.
 func (p *Plan) rival(part State, l subnet.Lease) error {
 	for dst := range part.Routes {
-		if other, ok := p.overlapping(dst); ok {
-			return subnet.Rejectf(subnet.Overlap, "%s overlaps %s, which an older lease holds", dst, other)
-		}
-		for a := range p.endpoints {
-			if dst.Contains(a) {
-				return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, another host's public address", dst, a)
-			}
+		switch other, ok := p.overlapping(dst); {
+		case ok && other.host:
+			return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, another host's public address", dst, other.prefix.Addr())
+		case ok:
+			return subnet.Rejectf(subnet.Overlap, "%s overlaps %s, which an older lease holds", dst, other.prefix)
 		}
 	}
-	if len(part.Routes) > 0 {
-		for _, a := range l.PublicIP.All() {
-			if other, ok := p.overlapping(netip.PrefixFrom(a, a.BitLen())); ok {
-				return subnet.Rejectf(subnet.BadAddress, "public address %s lies inside the overlay, in %s", a, other)
-			}
+	for _, a := range l.PublicIP.All() {
+		other, ok := p.overlapping(netip.PrefixFrom(a, a.BitLen()))
+		if ok && !other.host && len(part.Routes) > 0 {
+			return subnet.Rejectf(subnet.BadAddress, "public address %s lies inside the overlay, in %s", a, other.prefix)
 		}
 	}
 	for k, dst := range part.FDB {
@@ -189,32 +234,6 @@ func (p *Plan) rival(part State, l subnet.Lease) error {
 		}
 	}
 	return nil
-}
-
-// overlapping returns a route of the Plan that overlaps dst. Normally all subnets have one length, and this is one lookup.
-func (p *Plan) overlapping(dst netip.Prefix) (netip.Prefix, bool) {
-	longer := false
-	for bits, n := range p.lengths[subnet.FamilyOf(dst.Addr())] {
-		if n == 0 {
-			continue
-		}
-		if bits > dst.Bits() {
-			longer = true
-			break
-		}
-		shorter := netip.PrefixFrom(dst.Addr(), bits).Masked()
-		if _, ok := p.routes.total[shorter]; ok {
-			return shorter, true
-		}
-	}
-	if longer {
-		for other := range p.routes.total {
-			if other.Overlaps(dst) {
-				return other, true
-			}
-		}
-	}
-	return netip.Prefix{}, false
 }
 
 // byAge returns the keys of entries, the oldest first.

@@ -131,6 +131,9 @@ func (v vxlan) Peer(h Host, l subnet.Lease) (State, error) {
 // peerMAC checks the vxlan part of l and returns its VTEP's MAC.
 func (v vxlan) peerMAC(h Host, l subnet.Lease) (MAC, error) {
 	if l.Backend != "vxlan" {
+		if l.Backend == "" {
+			return MAC{}, subnet.Rejectf(subnet.WrongBackend, "it names no backend (udp and alloc don't), the network's config says vxlan")
+		}
 		return MAC{}, subnet.Rejectf(subnet.WrongBackend, "its host runs %q, the network's config says vxlan", l.Backend)
 	}
 	if !l.Subnet.V4.IsValid() || !l.PublicIP.V4.IsValid() {
@@ -138,7 +141,7 @@ func (v vxlan) peerMAC(h Host, l subnet.Lease) (MAC, error) {
 	}
 	var data vxlanData
 	if err := json.Unmarshal([]byte(l.Data.V4), &data); err != nil {
-		return MAC{}, subnet.Rejectf(subnet.BadValue, "BackendData: %v", err)
+		return MAC{}, subnet.Rejectf(subnet.BadValue, "BackendData is not {\"VNI\":…,\"VtepMAC\":…}: %s", l.Data.V4)
 	}
 	if data.VNI != v.VNI {
 		return MAC{}, subnet.Rejectf(subnet.WrongVNI, "VNI %d, the network's is %d", data.VNI, v.VNI)

@@ -239,9 +239,23 @@ func TestHostileLeases(t *testing.T) {
 			t.Errorf("metrics lack %s:\n%s", series, grep(metrics, "rejected"))
 		}
 	}
-	if _, err := l.AddHost(t.Context()); err != nil {
-		t.Error(err)
+	late, err := l.NewHost()
+	if err != nil {
+		t.Fatal(err)
 	}
+	if err := l.StartAgent(t.Context(), late); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.NewContainer(late); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "a host that joins in spite of it all is reached", func() error {
+		r, err := lab.Ping(t.Context(), h.Container.Namespace, late.Container.Address, 1, 84)
+		if err == nil && r.Lost() > 0 {
+			err = fmt.Errorf("ping lost")
+		}
+		return err
+	})
 	if r := flow.Stop(t.Context()); r.Lost() > 0 {
 		t.Errorf("%d of %d packets lost", r.Lost(), r.Sent)
 	}

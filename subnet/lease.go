@@ -150,7 +150,12 @@ type Reject struct {
 
 func (r *Reject) Error() string { return string(r.Reason) + ": " + r.Detail }
 
-// Rejectf returns a Reject, its detail formatted.
+// Rejectf returns a Reject, its detail formatted, and cut short: some of it is text that anybody may have written.
 func Rejectf(reason Reason, format string, args ...any) error {
-	return &Reject{reason, fmt.Sprintf(format, args...)}
+	const longest = 200 // bytes
+	detail := fmt.Sprintf(format, args...)
+	if len(detail) > longest {
+		detail = strings.ToValidUTF8(detail[:longest], "") + "…"
+	}
+	return &Reject{reason, detail}
 }

@@ -109,7 +109,7 @@ func TestParseLeaseRejects(t *testing.T) {
 		{"trailing garbage", `{"PublicIP":"192.168.50.11"}}`, BadValue, "not a lease: invalid character '}'"},
 		{"an array", `[{"PublicIP":"192.168.50.11"}]`, BadValue, "not a lease: json: cannot unmarshal array"},
 		{"a number", `1`, BadValue, "not a lease: json: cannot unmarshal number"},
-		{"1 MiB", `{"PublicIP":"192.168.50.11","BackendType":"` + strings.Repeat("x", 1<<20) + `"}`, BadValue, "1048620 bytes, more than 16384"},
+		{"1 MiB", `{"PublicIP":"192.168.50.11","BackendType":"` + strings.Repeat("x", 1<<20) + `"}`, BadValue, "1048621 bytes, more than 16384"},
 		{"type not a string", `{"PublicIP":"192.168.50.11","BackendType":1}`, BadValue, "not a lease: json: cannot unmarshal number"},
 		{"address not a string", `{"PublicIP":3232248331}`, BadValue, "not a lease: json: cannot unmarshal number"},
 		{"address an array", `{"PublicIP":["192.168.50.11"]}`, BadValue, "not a lease: json: cannot unmarshal array"},

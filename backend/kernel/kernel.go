@@ -101,14 +101,14 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 	}
 	changed = backend.Diff(rest, want)
 	changed.Links = links
-	errs = append(errs, k.sweepNexthops(), k.Change(ctx, changed), k.setSysctls(want.Sysctls))
+	errs = append(errs, k.sweepNexthops(), k.Change(ctx, changed))
 	return changed, errors.Join(errs...)
 }
 
 // observe reads all that is ours except the links.
 func (k *Kernel) observe(want backend.State) (backend.State, error) {
 	have := backend.NewState()
-	have.Links = want.Links
+	have.Links, have.Sysctls = want.Links, readSysctls(want.Sysctls)
 	var err error
 	if have.Addrs, err = k.observeAddrs(want.Addrs); err != nil {
 		return have, fmt.Errorf("list addresses: %w", err)
@@ -144,6 +144,7 @@ func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
 	each(ctx, &errs, "set FDB entry", c.FDB.Set, k.setFDB)
 	each(ctx, &errs, "set neighbour", c.Neighbours.Set, k.setNeighbour)
 	each(ctx, &errs, "set route", c.Routes.Set, k.setRoute)
+	each(ctx, &errs, "set sysctl", c.Sysctls.Set, setSysctl)
 	return errs.join()
 }
 
@@ -230,18 +231,17 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	return removed, errs.join()
 }
 
-// setSysctls sets what differs. Sysctls are not owned: they are never set back.
-func (k *Kernel) setSysctls(want map[string]string) error {
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(want)) {
-		path := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
-		now, err := os.ReadFile(path)
-		if err == nil && strings.TrimSpace(string(now)) == want[name] {
-			continue
-		}
-		if err := os.WriteFile(path, []byte(want[name]), 0); err != nil {
-			errs = append(errs, fmt.Errorf("set sysctl %s=%s: %w", name, want[name], err))
+// readSysctls reads those that are wanted. One that can't be read is left out, so that setting it says why.
+func readSysctls(want map[string]string) map[string]string {
+	have := map[string]string{}
+	for name := range want {
+		if value, err := os.ReadFile(sysctlPath(name)); err == nil {
+			have[name] = strings.TrimSpace(string(value))
 		}
 	}
-	return errors.Join(errs...)
+	return have
 }
+
+func setSysctl(name, value string) error { return os.WriteFile(sysctlPath(name), []byte(value), 0) }
+
+func sysctlPath(name string) string { return "/proc/sys/" + strings.ReplaceAll(name, ".", "/") }

@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -226,8 +226,12 @@ func printWalk(ctx context.Context, l *lab.Lab) error {
 	if from == to {
 		return nil
 	}
-	vtep := netip.PrefixFrom(to.Container.Address, 24).Masked().Addr()
-	seen, err := lab.Capture(l.Underlay(), from.Name, 8472, from.Container.Address, to.Container.Address, func() error {
+	vtep := to.Container.Subnet.Addr()
+	device, port, err := vxlanDevice(ctx, from)
+	if err != nil {
+		return err
+	}
+	seen, err := lab.Capture(l.Underlay(), from.Name, port, from.Container.Address, to.Container.Address, func() error {
 		_, err := lab.Ping(ctx, from.Container.Namespace, to.Container.Address, 1, 84)
 		return err
 	})
@@ -242,10 +246,10 @@ func printWalk(ctx context.Context, l *lab.Lab) error {
 		command     string
 	}{
 		{from.Container.Name, "its default route", from.Container.Namespace, "ip route get " + to.Container.Address.String()},
-		{from.Name, "the peer's subnet", from.Namespace, "ip route show " + netip.PrefixFrom(vtep, 24).String()},
+		{from.Name, "the peer's subnet", from.Namespace, "ip route show " + to.Container.Subnet.String()},
 		{from.Name, "its nexthop", from.Namespace, "ip nexthop show"},
 		{from.Name, "the VTEP's MAC", from.Namespace, "ip neigh show " + vtep.String()},
-		{from.Name, "the VTEP's host", from.Namespace, "bridge fdb show dev tulle.1"},
+		{from.Name, "the VTEP's host", from.Namespace, "bridge fdb show dev " + device},
 		{to.Name, "the container's bridge", to.Namespace, "ip route get " + to.Container.Address.String()},
 	} {
 		if step.where == to.Name {
@@ -259,6 +263,21 @@ func printWalk(ctx context.Context, l *lab.Lab) error {
 		fmt.Fprintf(w, "  %s\t%s\t%s\n", step.where, step.what, pick(text, vtep.String(), seen.TargetMAC.String()))
 	}
 	return w.Flush()
+}
+
+// vxlanDevice finds a host's VXLAN device and its UDP port.
+func vxlanDevice(ctx context.Context, h *lab.Host) (name string, port uint16, err error) {
+	text, err := lab.Output(ctx, h.Namespace, "ip", "-o", "-d", "link", "show", "type", "vxlan")
+	if err != nil {
+		return "", 0, err
+	}
+	words := strings.Fields(text)
+	i := slices.Index(words, "dstport")
+	if len(words) < 2 || i < 0 {
+		return "", 0, fmt.Errorf("%s has no VXLAN device: %s", h.Name, text)
+	}
+	_, err = fmt.Sscan(words[i+1], &port)
+	return strings.TrimSuffix(words[1], ":"), port, err
 }
 
 // pick returns the first line that names one of words, or the first line.

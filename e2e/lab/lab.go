@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -58,6 +59,8 @@ type Lab struct {
 	Nodes  []*Host
 	Server *Process                         // etcd
 	Say    func(format string, args ...any) `json:"-"` // told of each step; may be nil
+
+	mu sync.Mutex // hosts start side by side, and each start is saved
 }
 
 // Host is a network namespace that stands for a machine.
@@ -75,6 +78,7 @@ type Container struct {
 	Name      string
 	Namespace string
 	Address   netip.Addr // on the overlay
+	Subnet    netip.Prefix
 	MTU       int
 }
 
@@ -121,10 +125,7 @@ func (l *Lab) up(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.start(ctx, l.Nodes...); err != nil {
-		return err
-	}
-	return l.save()
+	return l.start(ctx, l.Nodes...)
 }
 
 // start starts the agents of hosts side by side, and their containers.
@@ -156,10 +157,7 @@ func (l *Lab) AddHost(ctx context.Context) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.start(ctx, h); err != nil {
-		return nil, err
-	}
-	return h, l.save()
+	return h, l.start(ctx, h)
 }
 
 // Dir is where the lab keeps its files.
@@ -272,15 +270,17 @@ func (l *Lab) NewContainer(h *Host) error {
 		return fmt.Errorf("%s: FLANNEL_MTU: %w", h.Name, err)
 	}
 	name := strings.Replace(h.Name, "host", "c", 1)
-	c := &Container{Name: name, Namespace: l.namespace(name), Address: bridge.Addr().Next(), MTU: mtu}
+	c := &Container{Name: name, Namespace: l.namespace(name), Address: bridge.Addr().Next(), Subnet: bridge.Masked(), MTU: mtu}
 	if err := newNamespace(c.Namespace); err != nil {
 		return err
 	}
 	if err := plug(h.Namespace, "docker0", name, c.Namespace, netip.PrefixFrom(c.Address, bridge.Bits()), bridge.Addr(), mtu); err != nil {
 		return fmt.Errorf("plug %s into %s: %w", name, h.Name, err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	h.Container = c
-	return nil
+	return l.save()
 }
 
 // Env reads the host's env file.
@@ -333,8 +333,13 @@ func (h *Host) WaitReady(ctx context.Context) error {
 func (l *Lab) LaunchAgent(h *Host) error {
 	args := append([]string{"agent", "--etcd-endpoints", l.Endpoint(), "--etcd-prefix", l.Prefix, "--run-dir", h.RunDir}, l.Agent...)
 	p, err := startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+".log"), l.Binary, args...)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	h.Agent = p
-	return errors.Join(err, l.save())
+	return l.save()
 }
 
 // Converge waits until every running agent has programmed all the others.

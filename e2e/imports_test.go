@@ -1,0 +1,58 @@
+package e2e
+
+import (
+	"encoding/json"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestImports holds up the arrows of docs/architecture.md: who may import whom. A package that is not listed is new, and has
+// to find its place first.
+func TestImports(t *testing.T) {
+	const module = "github.com/tulle-net/tulle/"
+	allowed := map[string][]string{
+		"subnet":            {},
+		"backend":           {"subnet"},
+		"backend/kernel":    {"backend", "subnet"},
+		"backend/netfilter": {"backend", "subnet"},
+		"etcd":              {"subnet"},
+		"agent":             {"backend", "subnet"},
+		"e2e":               {"e2e/lab"},
+		"e2e/lab":           {"agent"},
+		"cmd/tulle":         {"agent", "backend", "backend/kernel", "backend/netfilter", "e2e/lab", "etcd", "subnet"},
+	}
+	list := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	list.Dir = ".."
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := d.Decode(&p); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(p.ImportPath, module)
+		may, known := allowed[name]
+		if !known {
+			t.Errorf("package %s has no place in the table of who imports whom", name)
+		}
+		for _, path := range p.Imports {
+			imported, ours := strings.CutPrefix(path, module)
+			if ours && !slices.Contains(may, imported) {
+				t.Errorf("%s imports %s, which it may not", name, imported)
+			}
+			if name == "subnet" && strings.Contains(path, ".") {
+				t.Errorf("subnet imports %s: it is standard library only", path)
+			}
+		}
+	}
+}
