@@ -33,8 +33,10 @@ type Kernel interface {
 	Change(ctx context.Context, c backend.Changes) error
 }
 
-// Firewall puts a packet filter policy in force, and returns in how many tables it was not.
+// Firewall puts a packet filter policy in force, and returns in how many places it was not.
 type Firewall interface {
+	Listen(ctx context.Context) error
+	Doorbell() <-chan struct{}
 	Apply(ctx context.Context, f backend.Firewall) (int, error)
 }
 
@@ -42,6 +44,7 @@ type Firewall interface {
 type Config struct {
 	RunDir     string // for the env file and the lock
 	SubnetFile string // path of the env file; relative to RunDir
+	StateFile  string // path of a copy of the env file that survives a reboot; "" for none
 	Listen     string // address of the status server; "" for none
 	SetConfig  string // the command that stores a network config, for an operator who has not done so
 	Version    string
@@ -86,13 +89,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.state.previous, err = previousSubnet(a.config.SubnetFile); err != nil {
-		a.log.Warn("the env file of an earlier life can't be used", "error", err)
-	}
+	a.state.previous = a.previous()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return a.serve(ctx, listener) })
 	tasks.Go(func() error { return a.store.Run(ctx) })
 	tasks.Go(func() error { return a.kernel.Listen(ctx) })
+	tasks.Go(func() error { return a.firewall.Listen(ctx) })
 	tasks.Go(func() error { return a.loop(ctx) })
 	err = tasks.Wait()
 	a.notify.stopping()

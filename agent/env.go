@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
@@ -29,6 +31,7 @@ func env(h backend.Host, mtu int) []byte {
 		fmt.Fprintf(&b, "%sNETWORK=%s\n%sSUBNET=%s\n", envPrefix[f], r.Network, envPrefix[f], address)
 		if f == subnet.IPv4 {
 			docker = append(docker, "--bip="+address.String())
+			docker = append(docker, envAttach(&b, h)...)
 		}
 	}
 	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", mtu, h.Masquerade)
@@ -37,21 +40,72 @@ func env(h backend.Host, mtu int) []byte {
 	return b.Bytes()
 }
 
-// writeEnv brings the env file up to date: replaced in one piece, readable by all.
+// envAttach adds the variable that says which addresses tulle attach has, and returns what keeps Docker from handing them out.
+func envAttach(b *bytes.Buffer, h backend.Host) (options []string) {
+	docker, attach, err := h.Split(h.Self.Subnet.V4)
+	if err != nil || !attach.IsValid() {
+		return nil // sayAttach says why
+	}
+	fmt.Fprintf(b, "TULLE_ATTACH=%s\n", attach)
+	return []string{"--fixed-cidr=" + docker.String()}
+}
+
+// sayAttach warns if the lease has no room for the addresses that tulle attach is to have.
+func (a *Agent) sayAttach() {
+	h := a.state.plan.Host()
+	if _, _, err := h.Split(h.Self.Subnet.V4); err != nil {
+		a.say("attach", slog.LevelWarn, "no address is kept for tulle attach", "error", err)
+	} else {
+		delete(a.state.said, "attach")
+	}
+}
+
+// writeEnv brings the env file and its copy up to date. A copy that can't be written is no reason to be without a network now.
 func (a *Agent) writeEnv(mtu int) error {
-	path := a.config.SubnetFile
+	a.sayAttach()
 	text := env(a.state.plan.Host(), mtu)
+	if path := a.config.StateFile; path != "" {
+		if _, err := replace(path, text); err != nil {
+			errno := unix.Errno(0) // without the name of a temporary file, which is another each time
+			errors.As(err, &errno)
+			a.say("state file", slog.LevelWarn, "the env file's copy can't be written: after a reboot this host may get another subnet", "path", path, "error", errno)
+		} else {
+			delete(a.state.said, "state file")
+		}
+	}
+	written, err := replace(a.config.SubnetFile, text)
+	if err != nil {
+		return fmt.Errorf("env file: %w", err)
+	}
+	if written {
+		a.log.Info("env file written", "path", a.config.SubnetFile)
+	}
+	return nil
+}
+
+// replace makes text the content of a file: in one piece, readable by all. It reports whether it had to.
+func replace(path string, text []byte) (bool, error) {
 	if now, err := os.ReadFile(path); err == nil && bytes.Equal(now, text) {
-		return nil
+		return false, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("env file: %w", err)
+		return false, err
 	}
-	if err := renameio.WriteFile(path, text, 0o644, renameio.WithStaticPermissions(0o644)); err != nil {
-		return fmt.Errorf("env file: %w", err)
+	return true, renameio.WriteFile(path, text, 0o644, renameio.WithStaticPermissions(0o644))
+}
+
+// previous is what subnets the host held in an earlier life: as the env file has them, or after a reboot its copy.
+func (a *Agent) previous() (held subnet.Pair[netip.Prefix]) {
+	for _, path := range []string{a.config.SubnetFile, a.config.StateFile} {
+		held, err := previousSubnet(path)
+		if err != nil {
+			a.log.Warn("the env file of an earlier life can't be used", "error", err)
+		}
+		if held != (subnet.Pair[netip.Prefix]{}) {
+			return held
+		}
 	}
-	a.log.Info("env file written", "path", path)
-	return nil
+	return held
 }
 
 // previousSubnet reads from the env file what subnets the host held in an earlier life. No file is no error.
@@ -70,8 +124,8 @@ func previousSubnet(path string) (held subnet.Pair[netip.Prefix], err error) {
 				continue
 			}
 			p, err := netip.ParsePrefix(strings.Trim(value, `"'`))
-			if err != nil {
-				return held, fmt.Errorf("%s: %w", path, err)
+			if err != nil || subnet.FamilyOf(p.Addr()) != subnet.Family(f) {
+				return subnet.Pair[netip.Prefix]{}, fmt.Errorf("%s: %s=%s is not an %s subnet", path, name, value, subnet.Family(f))
 			}
 			*held.At(subnet.Family(f)) = p.Masked()
 		}

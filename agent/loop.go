@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,7 +54,7 @@ func (a *Agent) loop(ctx context.Context) error {
 	retry.Stop()
 	tries, rest := 0, time.NewTimer(0)
 	for {
-		full := false
+		var look scope
 		select {
 		case <-ctx.Done():
 			return nil
@@ -61,12 +62,14 @@ func (a *Agent) loop(ctx context.Context) error {
 			a.notify.alive()
 			continue
 		case <-a.store.Changed():
+		case <-a.firewall.Doorbell():
+			look = atFirewall
 		case <-a.kernel.Doorbell():
-			full = true
+			look = atEverything
 		case <-retry.C:
-			full = true
+			look = atEverything
 		case <-resync.C:
-			full = true
+			look = atEverything
 		}
 		select { // the first of many wakes at once; the others wait until the last pass is as long ago as it took
 		case <-ctx.Done():
@@ -74,7 +77,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-rest.C:
 		}
 		started := time.Now()
-		if err := a.pass(ctx, full); err != nil {
+		if err := a.pass(ctx, look); err != nil {
 			retry.Reset(backoff(tries))
 			tries++
 		} else {
@@ -91,82 +94,118 @@ func backoff(tries int) time.Duration {
 	return limit/2 + rand.N(limit/2)
 }
 
-// pass takes in what is new and brings the kernel in line: what changed peers need if that is all, else everything. A pass
-// that fails makes the next one a full one.
-func (a *Agent) pass(ctx context.Context, full bool) error {
+// scope is how much of what is in force a pass compares with the plan.
+type scope int
+
+const (
+	atChanges  scope = iota // nothing: what changed peers need is known
+	atFirewall              // the packet filter, as somebody changed it
+	atEverything
+)
+
+func (s scope) String() string { return [...]string{"changes", "firewall", "everything"}[s] }
+
+// pass takes in what is new and brings what is in force in line with it. A pass that fails makes the next one look at
+// everything.
+func (a *Agent) pass(ctx context.Context, look scope) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	started := time.Now()
-	drift := full && a.state.failure == nil
-	full = full || a.state.failure != nil
 	u := a.store.Take()
-	if a.learn(u) {
-		full, drift = true, false
-	}
+	anew := a.learn(u)
 	news := a.news(u)
-	var err error
-	if full {
-		a.state.entries = u.Merge(a.state.entries)
-		err = a.reconcile(ctx, drift && len(u.Leases) == 0)
-	} else {
-		changes := a.state.plan.Update(u.Leases)
-		err = a.kernel.Change(ctx, changes)
-		a.metrics.changed(changes.Count())
+	drift := !anew && a.state.failure == nil && len(u.Leases) == 0
+	if anew || a.state.failure != nil {
+		look = atEverything
 	}
-	a.record(full, time.Since(started), err)
+	var count map[string]int
+	var err error
+	if look == atEverything {
+		a.state.entries = u.Merge(a.state.entries)
+		count, err = a.reconcile(ctx)
+	} else {
+		count, err = a.change(ctx, u, look)
+	}
+	a.metrics.changed(count)
+	if drift {
+		a.sayDrift(count)
+	}
+	a.record(look, time.Since(started), err)
 	a.sayPeers(u, news)
+	return err
+}
+
+// change applies what changed peers need, and compares the packet filter if that is asked for.
+func (a *Agent) change(ctx context.Context, u subnet.Update, look scope) (map[string]int, error) {
+	changes := a.state.plan.Update(u.Leases)
+	count, err := changes.Count(), a.kernel.Change(ctx, changes)
+	if look < atFirewall {
+		return count, err
+	}
+	return count, errors.Join(err, a.filter(ctx, count))
+}
+
+// filter compares the packet filter with the plan, and adds to count what it had to change.
+func (a *Agent) filter(ctx context.Context, count map[string]int) error {
+	n, err := a.firewall.Apply(ctx, a.state.plan.State().Firewall)
+	if n > 0 {
+		count["firewall"] = n
+	}
 	return err
 }
 
 // learn notes what the store says beside the leases, and reports whether everything must be planned anew.
 func (a *Agent) learn(u subnet.Update) (all bool) {
 	s := &a.state
-	s.etcd, s.revision, s.stored = u.Err, u.Revision, u.Config
+	s.etcd, s.revision, s.stored = u.Err, u.Revision, checked(u.Config)
 	s.listed = s.listed || u.Reset
 	a.sayEtcd()
 	all = u.Reset || s.plan == nil
-	if u.Config.Usable() && u.Config.Revision != s.config.Revision {
-		s.config, all = u.Config, true
+	if s.stored.Usable() && s.stored.Revision != s.config.Revision {
+		s.config, all = s.stored, true
 	}
 	a.sayConfig()
 	if s.lost = u.Own.Err; u.Own.Held() {
-		if u.Own.Lease != s.own.Lease {
-			a.sayLease(u.Own)
+		if s.lost = nil; u.Own.Lease != s.own.Lease {
 			all = true
 		}
+		a.sayLease(u.Own)
 		s.own = u.Own
-	} else if s.own.Held() && s.lost == nil {
-		s.lost = errors.New("the lease is gone")
+	} else if s.own.Held() {
+		if s.lost == nil {
+			s.lost = errors.New("somebody else has it")
+		}
+		a.say("lease", slog.LevelWarn, "the lease is lost; the network stays as it is", "error", s.lost)
 	}
 	return all
 }
 
+// checked adds to a config what package backend thinks of it.
+func checked(c subnet.StoredConfig) subnet.StoredConfig {
+	if c.Usable() {
+		_, unknown, err := backend.New(c.Config)
+		c.Unknown, c.Err = slices.Concat(c.Unknown, unknown), err
+	}
+	return c
+}
+
 // reconcile plans everything and puts it in force. While something is missing that a plan needs, what is in force is kept
 // up as it is.
-func (a *Agent) reconcile(ctx context.Context, drift bool) error {
+func (a *Agent) reconcile(ctx context.Context) (count map[string]int, err error) {
 	plan, err := a.replan()
 	if err == nil {
 		a.state.plan = plan
 	}
-	plan = a.state.plan
-	if plan == nil {
-		return err
+	if plan = a.state.plan; plan == nil {
+		return nil, err
 	}
 	want := plan.State()
 	changes, applyErr := a.kernel.Apply(ctx, want)
 	for name, value := range changes.Sysctls.Set {
 		a.log.Info("sysctl set", "name", name, "value", value)
 	}
-	count := changes.Count()
-	rules, firewallErr := a.firewall.Apply(ctx, want.Firewall)
-	if rules > 0 {
-		count["firewall"] = rules
-	}
-	a.metrics.changed(count)
-	if drift {
-		a.sayDrift(count)
-	}
-	return errors.Join(err, applyErr, firewallErr, a.writeEnv(want.MTU))
+	count = changes.Count()
+	return count, errors.Join(err, applyErr, a.filter(ctx, count), a.writeEnv(want.MTU))
 }
 
 // errSaid marks an error of which another log line tells already. It adds nothing to the text.
@@ -184,12 +223,12 @@ func (a *Agent) replan() (*backend.Plan, error) {
 		return nil, fmt.Errorf("waiting for a network config in etcd%w", errSaid)
 	}
 	config := s.config.Config
-	b, unknown, err := backend.New(config)
+	b, _, err := backend.New(config)
 	if err != nil {
-		return nil, fmt.Errorf("waiting for a valid network config: %w", err)
+		return nil, err // it was checked before
 	}
-	if len(unknown)+len(s.config.Unknown) > 0 {
-		a.say("unknown keys", slog.LevelWarn, "the network's config has keys that mean nothing here", "keys", strings.Join(append(s.config.Unknown, unknown...), ", "))
+	if len(s.config.Unknown) > 0 {
+		a.say("unknown keys", slog.LevelWarn, "the network's config has keys that mean nothing here", "keys", strings.Join(s.config.Unknown, ", "))
 	}
 	underlay, err := a.kernel.Underlay(a.config.Choice)
 	if err != nil {
@@ -232,7 +271,7 @@ func (a *Agent) request(b backend.Backend, config subnet.Config, u backend.Under
 }
 
 // record notes what became of a pass: in the log when it is news, in the metrics, for the status server and for systemd.
-func (a *Agent) record(full bool, took time.Duration, err error) {
+func (a *Agent) record(look scope, took time.Duration, err error) {
 	s := &a.state
 	switch {
 	case err == nil && s.failure != nil:
@@ -243,7 +282,7 @@ func (a *Agent) record(full bool, took time.Duration, err error) {
 	}
 	s.failure = err
 	a.sayRejected()
-	a.metrics.pass(full, took, err)
+	a.metrics.pass(look, took, err)
 	a.metrics.state(s)
 	ready, reason := s.ready()
 	a.metrics.ready(ready)
@@ -309,11 +348,16 @@ func backendName(c subnet.Config) string {
 }
 
 func (a *Agent) sayLease(own subnet.Own) {
-	if before := a.state.own; before.Held() && before.Lease.Subnet != own.Lease.Subnet {
-		a.log.Error("this host has another subnet now: restart Docker, or its containers stay cut off", "subnet", own.Lease.Subnet.V4, "before", before.Lease.Subnet.V4)
-		return
+	before, l := a.state.own.Lease, own.Lease
+	switch {
+	case a.state.own.Held() && before.Subnet != l.Subnet:
+		a.log.Error("this host has another subnet now: restart Docker, or its containers stay cut off", "subnet", l.Subnet.V4, "before", before.Subnet.V4)
+		delete(a.state.said, "lease")
+	case own.Err != nil:
+		a.say("lease", slog.LevelWarn, "the lease is held, but can't be looked after", "error", own.Err)
+	default:
+		a.say("lease", slog.LevelInfo, "lease held", "subnet", l.Subnet.V4, "public-ip", l.PublicIP.V4, "reserved", own.Reserved)
 	}
-	a.log.Info("lease held", "subnet", own.Lease.Subnet.V4, "public-ip", own.Lease.PublicIP.V4, "reserved", own.Reserved)
 }
 
 // event is what happened to a peer.

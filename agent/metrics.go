@@ -27,7 +27,7 @@ type metrics struct {
 
 func newMetrics(registry *prometheus.Registry, version string) *metrics {
 	m := &metrics{
-		passes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tulle_passes_total", Help: "Passes of the loop, by what they looked at: everything, or changed peers."}, []string{"scope"}),
+		passes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tulle_passes_total", Help: "Passes of the loop, by what they compared with the plan: everything, the firewall, or nothing beside the changes."}, []string{"scope"}),
 		duration:  prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "tulle_pass_duration_seconds", Help: "How long a pass took, by scope.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}, []string{"scope"}),
 		errors:    prometheus.NewCounter(prometheus.CounterOpts{Name: "tulle_pass_errors_total", Help: "Passes that failed in whole or in part."}),
 		changes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tulle_changes_total", Help: "Entries set or deleted, by table."}, []string{"table"}),
@@ -45,13 +45,9 @@ func newMetrics(registry *prometheus.Registry, version string) *metrics {
 	return m
 }
 
-func (m *metrics) pass(full bool, took time.Duration, err error) {
-	scope := "peers"
-	if full {
-		scope = "everything"
-	}
-	m.passes.WithLabelValues(scope).Inc()
-	m.duration.WithLabelValues(scope).Observe(took.Seconds())
+func (m *metrics) pass(look scope, took time.Duration, err error) {
+	m.passes.WithLabelValues(look.String()).Inc()
+	m.duration.WithLabelValues(look.String()).Observe(took.Seconds())
 	if err != nil {
 		m.errors.Inc()
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -44,6 +45,6 @@ func (n *notifier) status(ready bool, reason string) {
 	}
 	if reason != n.last {
 		n.last = reason
-		send("STATUS=" + reason)
+		send("STATUS=" + strings.ReplaceAll(reason, "\n", "; ")) // a line's end would begin another assignment
 	}
 }

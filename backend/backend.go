@@ -29,6 +29,7 @@ type Options struct {
 	Bridge     string // the containers' bridge; "" for none
 	Masquerade bool
 	Forward    bool
+	Attach     int // addresses of the lease that tulle attach is to have, and Docker not; 0 for none
 }
 
 // Backend is one way to carry packets. The State is a sum: a fixed part, and a part for each peer that depends on nothing
@@ -119,7 +120,7 @@ func (h Host) common(mtu int) State {
 	if h.Bridge != "" {
 		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: deriveMAC("bridge", h.Self.Key()), MTU: mtu}
 	}
-	s.Firewall.Masquerade, s.Firewall.Forward = h.Masquerade, h.Forward
+	s.Firewall.Masquerade, s.Firewall.Forward, s.Firewall.Bridge = h.Masquerade, h.Forward, h.Bridge
 	return s
 }
 

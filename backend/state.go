@@ -95,6 +95,8 @@ type Firewall struct {
 	Network, Subnet subnet.Pair[netip.Prefix] // the overlay's range, and this host's part of it
 	Masquerade      bool                      // packets between the overlay and elsewhere leave under the host's address
 	Forward         bool                      // packets from and to the overlay may be forwarded
+	Bridge          string                    // the containers' bridge, which Docker has rules of its own for; "" for none
+	Tunnel          string                    // the device that peers' packets come in on; "" if they come in on any
 }
 
 // NewState returns an empty State.
@@ -161,6 +163,13 @@ func (f Firewall) String() string {
 		}
 		if f.Forward {
 			fmt.Fprintf(&b, "forward %s\n", network)
+		}
+		if f.Forward && f.Bridge != "" {
+			tunnel := "any device"
+			if f.Tunnel != "" {
+				tunnel = f.Tunnel
+			}
+			fmt.Fprintf(&b, "forward %s from %s to %s on %s, past Docker\n", network, tunnel, f.Subnet.Of(family), f.Bridge)
 		}
 	}
 	return b.String()

@@ -104,6 +104,9 @@ func (v vxlan) Fixed(h Host) (State, error) {
 	s := h.common(mtu)
 	s.Links[v.device()] = Link{Kind: KindVXLAN, MAC: v.mac(u), MTU: mtu,
 		VXLAN: VXLAN{VNI: v.VNI, Port: v.Port, Local: u.Local.V4, Parent: u.Device, Learning: v.Learning, GBP: v.GBP}}
+	if !v.DirectRouting {
+		s.Firewall.Tunnel = v.device()
+	}
 	s.Addrs[Addr{v.device(), netip.PrefixFrom(h.Self.Subnet.V4.Addr(), 32)}] = struct{}{}
 	return s, nil
 }

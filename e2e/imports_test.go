@@ -20,9 +20,11 @@ func TestImports(t *testing.T) {
 		"backend/netfilter": {"backend", "subnet"},
 		"etcd":              {"subnet"},
 		"agent":             {"backend", "subnet"},
+		"agent/attach":      {"backend"},
+		"agent/docker":      {},
 		"e2e":               {"e2e/lab"},
 		"e2e/lab":           {"agent"},
-		"cmd/tulle":         {"agent", "backend", "backend/kernel", "backend/netfilter", "e2e/lab", "etcd", "subnet"},
+		"cmd/tulle":         {"agent", "agent/attach", "agent/docker", "backend", "backend/kernel", "backend/netfilter", "e2e/lab", "etcd", "subnet"},
 	}
 	list := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
 	list.Dir = ".."

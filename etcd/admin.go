@@ -111,7 +111,13 @@ func (c *Client) Reserve(ctx context.Context, p netip.Prefix, host netip.Addr) e
 	if stored.Err != nil {
 		return fmt.Errorf("the stored config can't be used: %w", stored.Err)
 	}
-	if r := stored.Config.Range.Of(f); !r.Contains(p) {
+	r := stored.Config.Range.Of(f)
+	switch {
+	case r == subnet.Range{}:
+		return fmt.Errorf("%s: the network has no %s", p, f)
+	case subnet.FamilyOf(host) != f:
+		return fmt.Errorf("%s is not an %s address, as hosts of this network have", host, f)
+	case !r.Contains(p):
 		return fmt.Errorf("%s is not one of the network's subnets: they are the /%d ones from %s to %s in %s", p, r.SubnetLen, r.Min, r.Max, r.Network)
 	}
 	holders, err := c.Leases(ctx)
@@ -121,14 +127,16 @@ func (c *Client) Reserve(ctx context.Context, p netip.Prefix, host netip.Addr) e
 	l := subnet.Lease{Subnet: subnet.PairOf(f, p), PublicIP: subnet.PairOf(subnet.FamilyOf(host), host)}
 	key, seen := l.Key(), int64(0)
 	for _, h := range holders {
+		subnets, _ := subnet.ParseKey(h.Key) // the key counts, even if the value can't be read
+		held := subnets.Of(f)
 		switch {
 		case h.Lease.PublicIP == l.PublicIP && h.Reserved && h.Key != key:
-			return fmt.Errorf("%s already has %s reserved: release that first (tulle lease release %s)", host, h.Lease.Subnet.Of(f), h.Lease.Subnet.Of(f))
-		case !h.Lease.Subnet.Of(f).Overlaps(p):
+			return fmt.Errorf("%s already has %s reserved: release that first (tulle lease release %s)", host, held, held)
+		case !held.Overlaps(p):
 		case h.Key == key && h.Lease.PublicIP == l.PublicIP:
 			l, seen = h.Lease, h.Modified
 		default:
-			return fmt.Errorf("%s is held by %s: release it first (tulle lease release %s)", h.Lease.Subnet.Of(f), holderOf(h.Lease), h.Lease.Subnet.Of(f))
+			return fmt.Errorf("%s is held by %s: release it first (tulle lease release %s)", held, holderOf(h.Lease), held)
 		}
 	}
 	return c.put(ctx, key, l, seen)

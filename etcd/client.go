@@ -11,12 +11,17 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -25,6 +30,7 @@ const (
 	LeaseTTL = 86400
 
 	rpcTimeout = 10 * time.Second // for one call
+	retryMax   = 15 * time.Second // between two tries, however many have failed
 )
 
 // Options say how to reach etcd.
@@ -45,15 +51,18 @@ func (o Options) Check() error {
 		return errors.New("--etcd-endpoints is empty: name at least one, as in http://192.0.2.1:2379")
 	}
 	for _, endpoint := range o.Endpoints {
+		if strings.Contains(endpoint, "@") {
+			return errors.New("--etcd-endpoints: a user and a password don't belong there, where every process can read them: use --etcd-username and --etcd-password-file")
+		}
 		u, err := url.Parse(endpoint)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return fmt.Errorf("--etcd-endpoints: %q is not a URL like http://192.0.2.1:2379", endpoint)
 		}
-		if u.User != nil {
-			return fmt.Errorf("--etcd-endpoints: user and password don't belong into %q, where every process can read them: use --etcd-username and --etcd-password-file", u.Redacted())
-		}
 		if u.Scheme == "http" && o.CAFile+o.CertFile != "" {
 			return fmt.Errorf("--etcd-endpoints: %s is not encrypted, but --etcd-cafile or --etcd-certfile is given: write https://", endpoint)
+		}
+		if first, _, _ := strings.Cut(o.Endpoints[0], ":"); u.Scheme != first {
+			return fmt.Errorf("--etcd-endpoints: %s is %s and %s is %s: all must be the same", o.Endpoints[0], first, endpoint, u.Scheme)
 		}
 	}
 	switch {
@@ -121,8 +130,10 @@ func (o Options) password() (string, error) {
 
 // Client is a connection to etcd.
 type Client struct {
-	etcd   *clientv3.Client
-	prefix string
+	etcd    *clientv3.Client
+	options Options
+	prefix  string
+	refused atomic.Value // string: why the last call found no connection; "" if it found one
 }
 
 // Dial returns a Client. Without a user name it returns at once, and the connection is made in the background.
@@ -135,16 +146,21 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	etcd, err := clientv3.New(clientv3.Config{
+	c := &Client{options: o, prefix: o.Prefix}
+	dial := []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.note),
+		// gRPC's own would let a host be without etcd for two minutes after a long outage has ended.
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: rpcTimeout,
+			Backoff: backoff.Config{BaseDelay: 250 * time.Millisecond, Multiplier: 2, Jitter: 0.5, MaxDelay: retryMax}})}
+	c.etcd, err = clientv3.New(clientv3.Config{
 		Endpoints: o.Endpoints, TLS: tlsConfig, Username: o.Username, Password: password, Context: ctx, Logger: zap.NewNop(),
-		DialTimeout: rpcTimeout, DialOptions: o.DialOptions,
+		DialTimeout: rpcTimeout, DialOptions: append(dial, o.DialOptions...),
 		// A server that answers no more, its packets dropped on the way, is noticed within the sum of these.
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("etcd: %w", err)
+		return nil, c.explain(err)
 	}
-	return &Client{etcd, o.Prefix}, nil
+	return c, nil
 }
 
 // Close ends the connection. What hangs on etcd leases stays until they expire.
@@ -159,10 +175,51 @@ func call(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, rpcTimeout)
 }
 
-// explain puts an error of the client library into words that name what is unreachable.
-func (c *Client) explain(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("no answer from etcd at %s within %s", strings.Join(c.etcd.Endpoints(), ", "), rpcTimeout)
+// note remembers why a call found no connection: only gRPC's error tells that, and the client library hides it.
+func (c *Client) note(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, reply, conn, o...)
+	_, why, _ := strings.Cut(status.Convert(err).Message(), "latest balancer error: ")
+	if _, quoted, ok := strings.Cut(why, "desc = "); ok {
+		if text, err := strconv.Unquote(quoted); err == nil {
+			why = text
+		}
 	}
+	c.refused.Store(strings.TrimPrefix(strings.TrimPrefix(why, "transport: "), "Error while dialing: "))
 	return err
+}
+
+// explain puts an error of the client library into words that name what is unreachable, and what to do.
+func (c *Client) explain(err error) error {
+	o := c.options
+	switch why, _ := c.refused.Load().(string); {
+	case errors.Is(err, rpctypes.ErrAuthFailed):
+		return fmt.Errorf("etcd does not know user %s with this password: check --etcd-username, and the first line of %s", o.Username, o.PasswordFile)
+	case errors.Is(err, rpctypes.ErrUserEmpty):
+		return errors.New("etcd asks who we are: give --etcd-username and --etcd-password-file")
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
+		return fmt.Errorf("etcd's user %s may not read and write all below %s/: grant it a role that may", o.Username, c.prefix)
+	case !errors.Is(err, context.DeadlineExceeded):
+		return err
+	case why == "":
+		return fmt.Errorf("no answer from etcd at %s within %s", strings.Join(o.Endpoints, ", "), rpcTimeout)
+	default:
+		return fmt.Errorf("no connection to etcd at %s: %s%s", strings.Join(o.Endpoints, ", "), why, o.remedy(why))
+	}
+}
+
+// remedy says what may help against a connection that fails before the first call.
+func (o Options) remedy(why string) string {
+	secure := strings.HasPrefix(o.Endpoints[0], "https://")
+	hungUp := strings.HasSuffix(why, "EOF") || strings.HasSuffix(why, "broken pipe") || strings.HasSuffix(why, "connection reset by peer")
+	switch {
+	case strings.Contains(why, "certificate signed by unknown authority"):
+		return ": name the authority that signed etcd's certificate with --etcd-cafile"
+	case strings.Contains(why, "remote error: tls: "):
+		return ": etcd wants a certificate of this host that it can trust, see --etcd-certfile and --etcd-keyfile"
+	case hungUp && secure: // what a server thinks of the client's certificate is sometimes lost with the connection (TLS 1.3)
+		return ": etcd hung up, it may want a certificate of this host (see --etcd-certfile and --etcd-keyfile), or http://"
+	case hungUp:
+		return ": etcd hung up, it may want https://"
+	}
+	return ""
 }

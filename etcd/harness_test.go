@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -105,7 +106,9 @@ func networkAt(t *testing.T, url string) *network {
 	return &network{t, Options{Endpoints: []string{url}, Prefix: fmt.Sprintf("/test/%d", networks.Add(1))}, raw}
 }
 
-func (n *network) client() *Client { return &Client{n.raw, n.options.Prefix} }
+func (n *network) client() *Client {
+	return &Client{etcd: n.raw, options: n.options, prefix: n.options.Prefix}
+}
 
 // put writes the key below subnets/ as somebody else would.
 func (n *network) put(key, value string, o ...clientv3.OpOption) {
@@ -216,14 +219,6 @@ func (h *node) until(what string, ok func() bool) {
 	}
 }
 
-// next takes one update.
-func (h *node) next() subnet.Update {
-	h.t.Helper()
-	taken := false
-	h.until("something to take", func() bool { was := taken; taken = true; return was })
-	return h.last
-}
-
 func (h *node) listed() {
 	h.t.Helper()
 	h.until("listed", func() bool { return h.last.Err == nil && h.last.Revision != 0 })
@@ -316,7 +311,7 @@ func (c *calls) dial() []grpc.DialOption {
 	}
 }
 
-// slowWatch keeps a watch's messages back until open is closed: etcd promises no time for them.
+// slowWatch keeps a watch's events back until open is closed: etcd does not promise when they come.
 type slowWatch struct{ open chan struct{} }
 
 func (w slowWatch) dial() grpc.DialOption {
@@ -336,6 +331,9 @@ type slowStream struct {
 
 func (s slowStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
+	if m.(*etcdserverpb.WatchResponse).Created {
+		return err
+	}
 	select {
 	case <-s.open:
 	case <-s.Context().Done():

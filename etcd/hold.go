@@ -59,29 +59,23 @@ func (s *session) hold(ctx context.Context) error {
 func (s *session) acquire(ctx context.Context, want subnet.Request) error {
 	if s.own.key != "" {
 		r, exists := s.records[s.own.key]
-		if exists && r.modified != s.own.modified && r.entry.Lease.PublicIP != want.PublicIP {
-			exists = false // somebody else's now
+		ours := exists && (r.modified == s.own.modified || r.entry.Lease.PublicIP == want.PublicIP) // else somebody else's now
+		if ours && serves(r.entry.Lease.Subnet, want) {
+			return s.adopt(ctx, s.own.key, want)
 		}
-		if exists {
-			if err := s.adopt(ctx, s.own.key, want); !errors.Is(err, errLost) {
-				return err
-			}
+		if ours {
 			if err := s.release(ctx); err != nil {
 				return err
 			}
 		}
+		want.Previous = s.own.granted.Subnet // our containers have addresses there
 		s.drop()
 	}
-	for _, key := range s.earlier(want) {
-		if err := s.adopt(ctx, key, want); !errors.Is(err, errLost) {
-			return err
-		}
+	if keys := s.earlier(want); len(keys) > 0 {
+		return s.adopt(ctx, keys[0], want)
 	}
 	return s.create(ctx, want)
 }
-
-// errLost says that a key changed between our look at it and our write to it.
-var errLost = errors.New("lost to another writer")
 
 // earlier returns the keys that are ours by their public address, best first: a reservation, then the subnet that the last
 // life had, then the oldest.
@@ -128,9 +122,6 @@ func serves(subnets subnet.Pair[netip.Prefix], want subnet.Request) bool {
 // adopt takes the key over as it is found, and writes to it only if its value is not what ours would be.
 func (s *session) adopt(ctx context.Context, key string, want subnet.Request) error {
 	r := s.records[key]
-	if !serves(r.entry.Lease.Subnet, want) {
-		return errLost
-	}
 	id, ttl, err := s.etcdLease(ctx, r)
 	if err != nil {
 		return err
@@ -191,7 +182,7 @@ func (s *session) rewrite(ctx context.Context, key string, seen int64, value str
 	case err != nil:
 		return 0, err
 	case !done.Succeeded:
-		return 0, errLost
+		return 0, fmt.Errorf("%s: somebody else changed it meanwhile", key) // the watch will tell how
 	}
 	return done.Header.Revision, nil
 }
@@ -199,7 +190,6 @@ func (s *session) rewrite(ctx context.Context, key string, seen int64, value str
 // create leases a free subnet. Each try is one transaction; one that loses to another host learns from it what has been
 // taken meanwhile, so the next does not choose from an old view.
 func (s *session) create(ctx context.Context, want subnet.Request) error {
-	s.lost = true
 	taken := slices.Clone(want.Exclude)
 	for key, r := range s.records {
 		taken = append(taken, claims(want, key, r)...)
@@ -273,10 +263,12 @@ func choose(want subnet.Request, taken []netip.Prefix) (subnet.Pair[netip.Prefix
 // full says how full the network is.
 func (s *session) full(want subnet.Request, err error) error {
 	leased, reserved := 0, 0
-	for _, r := range s.records {
-		if r.entry.Reserved {
+	for key, r := range s.records {
+		switch {
+		case len(claims(want, key, r)) == 0: // takes nothing
+		case r.entry.Reserved:
 			reserved++
-		} else {
+		default:
 			leased++
 		}
 	}
@@ -359,17 +351,20 @@ func (s *session) release(ctx context.Context) error {
 		return nil
 	}
 	name := s.client.subnetKey(s.own.key)
-	_, err := s.client.etcd.Txn(ctx).
+	done, err := s.client.etcd.Txn(ctx).
 		If(clientv3.Compare(clientv3.ModRevision(name), "=", s.own.modified)).
 		Then(clientv3.OpDelete(name)).
 		Commit()
+	if err == nil && done.Succeeded {
+		delete(s.records, s.own.key) // it is free for whatever we choose next
+	}
 	return err
 }
 
 // drop forgets what was held.
 func (s *session) drop() {
 	s.stop()
-	s.own, s.keepAlive = holding{}, nil
+	s.own, s.keepAlive, s.lost = holding{}, nil, true
 }
 
 // renewed notes that the lease was renewed or, if the channel is closed, that it can't be renewed any more.

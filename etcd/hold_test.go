@@ -275,12 +275,9 @@ func TestSessionsKeepTheSubnet(t *testing.T) {
 	h.sees(n)
 	w.cut()
 	h.until("out of reach", func() bool { return h.last.Err != nil })
-	now, err := n.raw.Get(t.Context(), "x")
-	if err != nil {
-		t.Fatal(err)
-	}
 	n.put("10.5.78.0-24", value("192.0.2.9"))
-	if _, err := n.raw.Compact(t.Context(), now.Header.Revision+1, clientv3.WithCompactPhysical()); err != nil {
+	n.put("10.5.79.0-24", value("192.0.2.8"))
+	if _, err := n.raw.Compact(t.Context(), n.keys()["10.5.79.0-24"].modified, clientv3.WithCompactPhysical()); err != nil {
 		t.Fatal(err)
 	}
 	w.mend()

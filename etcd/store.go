@@ -76,10 +76,11 @@ func ring(c chan struct{}) {
 
 // Run follows etcd until ctx ends. Whatever goes wrong is told by Update.Err, and tried again.
 func (s *Store) Run(ctx context.Context) error {
-	retry := backoff{}
+	retry, own := pause{}, holding{}
 	for ctx.Err() == nil {
-		session := session{store: s, records: map[string]record{}, synced: retry.reset}
+		session := session{store: s, records: map[string]record{}, synced: retry.reset, own: own}
 		err := session.run(ctx)
+		own = session.own // a new connection is no reason for another subnet
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -95,14 +96,14 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// backoff grows from a quarter of a second to fifteen, spread so that hosts that fail together don't return together.
-type backoff struct{ tries int }
+// pause grows from a quarter of a second to fifteen, spread so that hosts that fail together don't return together.
+type pause struct{ tries int }
 
-func (b *backoff) reset() { b.tries = 0 }
+func (p *pause) reset() { p.tries = 0 }
 
-func (b *backoff) next() time.Duration {
-	limit := min(250*time.Millisecond<<min(b.tries, 6), 15*time.Second)
-	b.tries++
+func (p *pause) next() time.Duration {
+	limit := min(250*time.Millisecond<<min(p.tries, 6), retryMax)
+	p.tries++
 	return limit/2 + rand.N(limit/2+1)
 }
 
@@ -125,7 +126,7 @@ type session struct {
 	lost      bool                                    // it is known that nothing is held
 	keepAlive <-chan *clientv3.LeaseKeepAliveResponse // nil while nothing is to be renewed
 	stop      context.CancelFunc                      // ends keepAlive
-	retry     backoff
+	retry     pause
 }
 
 func (s *session) run(ctx context.Context) error {

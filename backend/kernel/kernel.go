@@ -5,6 +5,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -200,7 +201,7 @@ func (k *Kernel) Doorbell() <-chan struct{} { return k.bell.c }
 func (k *Kernel) Listen(ctx context.Context) error { return k.bell.listen(ctx) }
 
 // Cleanup removes everything of ours: the links with what hangs on them, the bridge if we made it, routes and nexthop
-// objects. It returns a line for each object that it removed.
+// objects, and what tulle attach made. It returns a line for each object that it removed.
 func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	have, err := k.observeLinks()
 	if err != nil {
@@ -226,6 +227,10 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	each(ctx, &errs, "delete link", have.own, func(name string, l backend.Link) error {
 		removed = append(removed, fmt.Sprintf("link %s %s", name, l))
 		return gone(k.links.LinkDel(have.all[name]))
+	})
+	each(ctx, &errs, "delete link", have.attached(), func(name string, l netlink.Link) error {
+		removed = append(removed, fmt.Sprintf("link %s, %s", name, cmp.Or(l.Attrs().Alias, "a half-made interface of tulle attach")))
+		return gone(k.links.LinkDel(l))
 	})
 	slices.Sort(removed)
 	return removed, errs.join()

@@ -46,6 +46,15 @@ func (k *Kernel) observeLinks() (linkTable, error) {
 	return t, nil
 }
 
+// attached returns the interfaces that tulle attach made: ifalias "tulle attach …", or none yet and a name of theirs.
+func (t linkTable) attached() map[string]netlink.Link {
+	return except(t.all, func(name string, l netlink.Link) bool {
+		alias := l.Attrs().Alias
+		unborn := alias == "" && l.Type() == "veth" && strings.HasPrefix(name, backend.AttachPrefix) && len(name) == len(backend.AttachPrefix)+8
+		return !unborn && !strings.HasPrefix(alias, backend.AttachAlias)
+	})
+}
+
 func (k *Kernel) listLinks() ([]netlink.Link, error) {
 	var list []netlink.Link
 	var err error

@@ -27,40 +27,72 @@ const exemptMark = "0x4000/0x4000"
 // chain is one of our chains: what it holds and where it hangs.
 type chain struct {
 	table, parent, name string
-	first               bool     // the jump goes to the head of parent, not to its end
+	place               place    // of the jump, in parent
 	rules               []string // as iptables-save prints them, without "-A NAME "; none: the chain must not exist
 }
 
+// place is where a jump belongs among its parent's rules.
+type place int
+
+const (
+	anywhere place = iota // made at the end
+	head
+	tail // the last that is reached: before a RETURN
+)
+
+// dockerUser is the chain that Docker leaves to the user and asks before its own. Docker keeps one that exists before it
+// starts, so it is made if need be.
+const dockerUser = "DOCKER-USER"
+
 // chains renders f for one family. The chains are always the same, so that one that is no longer wanted is found.
 func chains(f backend.Firewall, family subnet.Family, randomFully bool) []chain {
-	network, own := f.Network.Of(family), f.Subnet.Of(family)
-	// Before the others' rules: a dockerd without --ip-masq=false masquerades whatever leaves its bridge, and would hide
-	// containers from their peers.
-	nat := chain{table: "nat", parent: "POSTROUTING", name: "TULLE-POSTROUTING", first: true}
-	// After the others' rules: what an operator drops stays dropped, and a policy of DROP comes after all rules.
-	forward := chain{table: "filter", parent: "FORWARD", name: "TULLE-FORWARD"}
-	if f.Masquerade && network.IsValid() {
-		masquerade := "-j MASQUERADE"
-		if randomFully {
-			masquerade += " --random-fully"
-		}
-		nat.rules = []string{
-			"-m mark --mark " + exemptMark + " -j RETURN",
-			fmt.Sprintf("-s %s -d %s -j RETURN", own, own), // to Docker, which masquerades a container that calls itself by a published port
-			fmt.Sprintf("-s %s -d %s -j ACCEPT", own, network),
-			fmt.Sprintf("-s %s -d %s -j RETURN", network, own),
-			fmt.Sprintf("! -s %s -d %s -j RETURN", network, own),
-			fmt.Sprintf("-s %s ! -d %s %s", network, multicast(family), masquerade),
-			fmt.Sprintf("! -s %s -d %s %s", network, network, masquerade),
-		}
+	all := []chain{
+		// Before the others' rules: a dockerd without --ip-masq=false masquerades whatever leaves its bridge, and would hide
+		// containers from their peers.
+		{table: "nat", parent: "POSTROUTING", name: "TULLE-POSTROUTING", place: head},
+		// After the others' rules: what an operator drops stays dropped, and a policy of DROP comes after all rules.
+		{table: "filter", parent: "FORWARD", name: "TULLE-FORWARD"},
+		// Docker 28 and later drop what comes to a container's address from elsewhere, after this chain. After the operator's
+		// own rules in it: what these drop stays dropped.
+		{table: "filter", parent: dockerUser, name: "TULLE-DOCKER", place: tail},
+		// They drop it here, too, and before connection tracking, so that not even replies come in.
+		{table: "raw", parent: "PREROUTING", name: "TULLE-PREROUTING", place: head},
 	}
-	if f.Forward && network.IsValid() {
-		forward.rules = []string{
-			fmt.Sprintf("-s %s -j ACCEPT", network),
-			fmt.Sprintf("-d %s -j ACCEPT", network),
-		}
+	network := f.Network.Of(family)
+	if !network.IsValid() {
+		return all
 	}
-	return []chain{nat, forward}
+	if f.Masquerade {
+		all[0].rules = masqueradeRules(network, f.Subnet.Of(family), randomFully)
+	}
+	if f.Forward {
+		all[1].rules = []string{fmt.Sprintf("-s %s -j ACCEPT", network), fmt.Sprintf("-d %s -j ACCEPT", network)}
+	}
+	if f.Forward && f.Bridge != "" {
+		from := fmt.Sprintf("-s %s -d %s", network, f.Subnet.Of(family))
+		if f.Tunnel != "" {
+			from += " -i " + f.Tunnel
+		}
+		all[2].rules = []string{from + " -o " + f.Bridge + " -j ACCEPT"}
+		all[3].rules = []string{from + " -j ACCEPT"}
+	}
+	return all
+}
+
+func masqueradeRules(network, own netip.Prefix, randomFully bool) []string {
+	masquerade := "-j MASQUERADE"
+	if randomFully {
+		masquerade += " --random-fully"
+	}
+	return []string{
+		"-m mark --mark " + exemptMark + " -j RETURN",
+		fmt.Sprintf("-s %s -d %s -j RETURN", own, own), // to Docker, which masquerades a container that calls itself by a published port
+		fmt.Sprintf("-s %s -d %s -j ACCEPT", own, network),
+		fmt.Sprintf("-s %s -d %s -j RETURN", network, own),
+		fmt.Sprintf("! -s %s -d %s -j RETURN", network, own),
+		fmt.Sprintf("-s %s ! -d %s %s", network, multicast(subnet.FamilyOf(network.Addr())), masquerade),
+		fmt.Sprintf("! -s %s -d %s %s", network, network, masquerade),
+	}
 }
 
 func multicast(f subnet.Family) netip.Prefix {
@@ -73,7 +105,20 @@ func multicast(f subnet.Family) netip.Prefix {
 // IPTables is the packet filter by way of iptables, legacy or nft, whichever the host has chosen. Not for concurrent use.
 type IPTables struct {
 	tools [2]*tool // by family; nil until needed
+	bell  *bell
 }
+
+// Open returns an IPTables for the calling thread's network namespace.
+func Open() (*IPTables, error) {
+	b, err := newBell()
+	return &IPTables{bell: b}, err
+}
+
+// Doorbell receives when the packet filter changed: also when it was us.
+func (t *IPTables) Doorbell() <-chan struct{} { return t.bell.c }
+
+// Listen rings the doorbell until ctx ends.
+func (t *IPTables) Listen(ctx context.Context) error { return t.bell.listen(ctx) }
 
 // tool is iptables or ip6tables. go-iptables finds out what it can do; tables are read and changed as a whole, which takes
 // the programs beside it.
@@ -104,7 +149,7 @@ func (t *IPTables) tool(f subnet.Family) (*tool, error) {
 }
 
 // Apply compares our rules with what f asks for and changes what differs, a table at a time and each in one piece. It
-// returns in how many tables something was wrong. A family without a network is left as it is.
+// returns how many chains were not as they should be. A family without a network is left as it is.
 func (t *IPTables) Apply(ctx context.Context, f backend.Firewall) (int, error) {
 	var errs []error
 	changed := 0
@@ -116,13 +161,9 @@ func (t *IPTables) Apply(ctx context.Context, f backend.Firewall) (int, error) {
 			}
 			continue
 		}
-		for _, c := range chains(f, family, tool.ipt.HasRandomFully()) {
-			n, err := tool.set(ctx, c)
-			changed += n
-			if err != nil {
-				errs = append(errs, fmt.Errorf("iptables table %s: %w", c.table, err))
-			}
-		}
+		changes, err := tool.set(ctx, chains(f, family, tool.ipt.HasRandomFully()))
+		changed += len(changes)
+		errs = append(errs, err)
 	}
 	return changed, errors.Join(errs...)
 }
@@ -136,89 +177,114 @@ func (t *IPTables) Cleanup(ctx context.Context) ([]string, error) {
 		if err != nil {
 			continue // what was never installed has made no rules
 		}
-		for _, c := range chains(backend.Firewall{}, family, false) {
-			n, err := tool.set(ctx, c)
-			if n > 0 && err == nil {
-				removed = append(removed, fmt.Sprintf("%s chain %s in table %s", family, c.name, c.table))
-			}
-			errs = append(errs, err)
+		changes, err := tool.set(ctx, chains(backend.Firewall{}, family, false))
+		for _, c := range changes {
+			removed = append(removed, fmt.Sprintf("%s chain %s in table %s", family, c.name, c.table))
 		}
+		errs = append(errs, err)
 	}
 	return removed, errors.Join(errs...)
 }
 
-// set makes c as it should be, and reports with 1 that it was not.
-func (t *tool) set(ctx context.Context, c chain) (int, error) {
-	now, err := t.look(ctx, c)
-	if err != nil {
-		return 0, err
-	}
-	wanted := len(c.rules) > 0
-	inPlace := now.jumps == 1 && (now.first || !c.first)
-	if wanted && inPlace && now.exists && slices.Equal(now.rules, c.rules) || !wanted && !now.exists && now.jumps == 0 {
-		return 0, nil
-	}
-	return 1, t.write(ctx, c, now.jumps, inPlace)
-}
-
-// found is what there is of a chain.
-type found struct {
-	exists bool
-	rules  []string
-	jumps  int  // to it, from its parent
-	first  bool // its parent's first rule is such a jump
-}
-
-// look reads the table that c belongs into.
-func (t *tool) look(ctx context.Context, c chain) (found, error) {
-	table, err := run(ctx, "", t.save, "-t", c.table)
-	if err != nil {
-		return found{}, err
-	}
-	var f found
-	position := 0
-	for line := range strings.Lines(table) {
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, ":"+c.name+" ") {
-			f.exists = true
+// set makes chains as they should be, and returns those that were not. Each table is changed in one transaction.
+func (t *tool) set(ctx context.Context, chains []chain) (changed []chain, err error) {
+	scripts := map[string]string{} // by table
+	tables := map[string][]string{}
+	var errs []error
+	for _, c := range chains {
+		if _, read := tables[c.table]; !read {
+			text, err := run(ctx, "", t.save, "-t", c.table)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("table %s: %w", c.table, err))
+			}
+			tables[c.table] = strings.Split(text, "\n")
 		}
+		if script := c.script(look(tables[c.table], c)); script != "" {
+			scripts[c.table] += script
+			changed = append(changed, c)
+		}
+	}
+	for table, script := range scripts {
+		_, err := run(ctx, "*"+table+"\n"+script+"COMMIT\n", t.restore, "--noflush", "--wait", fmt.Sprint(lockWait))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("table %s: %w", table, err))
+		}
+	}
+	return changed, errors.Join(errs...)
+}
+
+// found is what there is of a chain and of its parent.
+type found struct {
+	exists, parent bool // whether each does
+	asked          bool // some rule jumps to the parent
+	rules          []string
+	siblings       []string // the parent's rules that aren't a jump to the chain
+	jumps          []int    // where in the parent those are: how many siblings come before each
+}
+
+// look finds c in its table, as iptables-save prints it.
+func look(table []string, c chain) (f found) {
+	for _, line := range table {
+		f.exists = f.exists || strings.HasPrefix(line, ":"+c.name+" ")
+		f.parent = f.parent || strings.HasPrefix(line, ":"+c.parent+" ")
 		if rule, ok := strings.CutPrefix(line, "-A "+c.name+" "); ok {
 			f.rules = append(f.rules, rule)
 		}
-		if rule, ok := strings.CutPrefix(line, "-A "+c.parent+" "); ok {
-			if rule == "-j "+c.name {
-				f.jumps++
-				f.first = f.first || position == 0
-			}
-			position++
+		f.asked = f.asked || strings.HasSuffix(line, " -j "+c.parent)
+		rule, ok := strings.CutPrefix(line, "-A "+c.parent+" ")
+		switch {
+		case ok && rule == "-j "+c.name:
+			f.jumps = append(f.jumps, len(f.siblings))
+		case ok:
+			f.siblings = append(f.siblings, rule)
 		}
 	}
-	return f, nil
+	return f
 }
 
-// write replaces c and the jumps to it in one transaction.
-func (t *tool) write(ctx context.Context, c chain, jumps int, inPlace bool) error {
-	var in bytes.Buffer
-	fmt.Fprintf(&in, "*%s\n:%s - [0:0]\n", c.table, c.name) // made, or emptied
-	for _, rule := range c.rules {
-		fmt.Fprintf(&in, "-A %s %s\n", c.name, rule)
+// position is where the jump belongs: after how many of its siblings. A jump that may be anywhere is where it is.
+func (c chain) position(f found) int {
+	n := len(f.siblings)
+	switch {
+	case c.place == head:
+		return 0
+	case c.place == anywhere && len(f.jumps) == 1:
+		return f.jumps[0]
+	case c.place == tail && slices.Contains(f.siblings, "-j RETURN"):
+		return slices.Index(f.siblings, "-j RETURN")
 	}
-	if !inPlace || len(c.rules) == 0 {
-		for range jumps {
-			fmt.Fprintf(&in, "-D %s -j %s\n", c.parent, c.name)
-		}
+	return n
+}
+
+// script is what to feed to iptables-restore, so that c is as it should be; nothing if it is.
+func (c chain) script(f found) string {
+	wanted := len(c.rules) > 0
+	position := c.position(f)
+	inPlace := len(f.jumps) == 1 && f.jumps[0] == position
+	if wanted && inPlace && f.exists && slices.Equal(f.rules, c.rules) || !wanted && !f.exists && len(f.jumps) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, ":%s - [0:0]\n", c.name) // made, or emptied
+	if wanted && !f.parent && c.parent == dockerUser {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", c.parent)
+	}
+	for _, rule := range c.rules {
+		fmt.Fprintf(&b, "-A %s %s\n", c.name, rule)
+	}
+	if !inPlace || !wanted {
+		b.WriteString(strings.Repeat(fmt.Sprintf("-D %s -j %s\n", c.parent, c.name), len(f.jumps)))
 	}
 	switch {
-	case len(c.rules) == 0:
-		fmt.Fprintf(&in, "-X %s\n", c.name)
-	case !inPlace && c.first:
-		fmt.Fprintf(&in, "-I %s 1 -j %s\n", c.parent, c.name)
+	case !wanted:
+		fmt.Fprintf(&b, "-X %s\n", c.name)
+		if c.parent == dockerUser && len(f.siblings) == 0 && !f.asked { // we made it, for a Docker that never came
+			fmt.Fprintf(&b, "-X %s\n", c.parent)
+		}
 	case !inPlace:
-		fmt.Fprintf(&in, "-A %s -j %s\n", c.parent, c.name)
+		fmt.Fprintf(&b, "-I %s %d -j %s\n", c.parent, position+1, c.name)
 	}
-	in.WriteString("COMMIT\n")
-	_, err := run(ctx, in.String(), t.restore, "--noflush", "--wait", fmt.Sprint(lockWait))
-	return err
+	return b.String()
 }
 
 // run runs a program and returns what it prints.

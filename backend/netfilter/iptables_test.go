@@ -148,6 +148,9 @@ func (s sandbox) inPlace(f backend.Firewall) {
 			continue
 		}
 		for _, c := range chains(f, family, true) {
+			if len(c.rules) == 0 {
+				continue
+			}
 			if got := s.rules(c.table, c.name); !slices.Equal(got, c.rules) {
 				s.Errorf("chain %s has %q, want %q", c.name, got, c.rules)
 			}
@@ -156,7 +159,7 @@ func (s sandbox) inPlace(f backend.Firewall) {
 			for i, rule := range parent {
 				if rule == "-j "+c.name {
 					jumps++
-					if c.first && i > 0 {
+					if c.place == head && i > 0 {
 						s.Errorf("the jump to %s comes after %q", c.name, parent[:i])
 					}
 				}

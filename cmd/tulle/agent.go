@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,8 +19,28 @@ import (
 	"github.com/tulle-net/tulle/subnet"
 )
 
+// filesFlags say where the agent's files are.
+type filesFlags struct {
+	RunDir     string `default:"/run/tulle" help:"Directory for the env file and the lock (default ${default})." placeholder:"DIR"`
+	SubnetFile string `default:"subnet.env" help:"Env file, relative to the run directory (default ${default})." placeholder:"FILE"`
+	StateDir   string `help:"Directory for a copy of the env file that survives a reboot (default /var/lib/tulle; none with a --run-dir of your own)." placeholder:"DIR"`
+}
+
+// stateFile is the path of the env file's copy; "" for none. An agent with a run directory of its own may be one of several on
+// a machine, as in a lab: the machine's own copy is none of its business.
+func (f filesFlags) stateFile() string {
+	switch {
+	case f.StateDir != "":
+		return filepath.Join(f.StateDir, "subnet.env")
+	case filepath.Clean(f.RunDir) == "/run/tulle":
+		return "/var/lib/tulle/subnet.env"
+	}
+	return ""
+}
+
 type agentCmd struct {
-	etcdFlags `embed:""`
+	etcdFlags  `embed:""`
+	filesFlags `embed:""`
 
 	Iface         []string   `group:"underlay" help:"Device, by name or address. May be repeated: the first that exists is used." placeholder:"NAME|IP"`
 	IfaceRegex    []string   `group:"underlay" help:"Regular expression for the device's address or else its name. May be repeated." placeholder:"RE" sep:"none"`
@@ -27,11 +48,10 @@ type agentCmd struct {
 	PublicIP      netip.Addr `group:"underlay" name:"public-ip" help:"IPv4 address that peers send to, if it isn't the device's own." placeholder:"IP"`
 	PublicIPv6    netip.Addr `group:"underlay" name:"public-ipv6" env:"TULLE_PUBLIC_IPV6" help:"The same for IPv6." placeholder:"IP"`
 
-	RunDir       string `default:"/run/tulle" help:"Directory for the env file and the lock (default ${default})." placeholder:"DIR"`
-	SubnetFile   string `default:"subnet.env" help:"Env file to write, relative to the run directory (default ${default})." placeholder:"FILE"`
 	IPMasq       bool   `name:"ip-masq" default:"true" negatable:"" help:"Masquerade what leaves the overlay."`
 	ForwardRules bool   `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain."`
 	Bridge       string `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
+	AttachAddrs  int    `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
 	Listen       string `default:"127.0.0.1:9494" help:"Where to serve /status, /healthz, /readyz and /metrics; empty for nowhere (default ${default})." placeholder:"ADDR"`
 	LogLevel     string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat    string `default:"text" enum:"text,json" help:"text or json."`
@@ -54,9 +74,13 @@ func (c *agentCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer k.Close()
+	firewall, err := netfilter.Open()
+	if err != nil {
+		return err
+	}
 	log := c.logger()
 	log.Info("tulle agent", "version", version, "commit", commit, "etcd", c.EtcdEndpoints, "prefix", c.EtcdPrefix)
-	a := agent.New(config, etcd.NewStore(options), k, &netfilter.IPTables{}, prometheus.NewRegistry(), log)
+	a := agent.New(config, etcd.NewStore(options), k, firewall, prometheus.NewRegistry(), log)
 	err = a.Run(ctx)
 	if err == nil {
 		log.Info("stopped; the network stays as it is")
@@ -78,14 +102,17 @@ func (c *agentCmd) config() (agent.Config, error) {
 			return agent.Config{}, fmt.Errorf("--public-ip and --public-ipv6: %s is not an %s address", a, f)
 		}
 	}
+	if c.AttachAddrs < 0 {
+		return agent.Config{}, fmt.Errorf("--attach-addresses: %d is not a number of addresses: 0 for none, or how many tulle attach needs", c.AttachAddrs)
+	}
 	if c.Bridge != "" {
 		if err := backend.CheckBridge(c.Bridge); err != nil {
 			return agent.Config{}, fmt.Errorf("--bridge: %w", err)
 		}
 	}
 	return agent.Config{
-		RunDir: c.RunDir, SubnetFile: c.SubnetFile, Listen: c.Listen, Version: version, Choice: choice, SetConfig: c.setConfig(),
-		Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules},
+		RunDir: c.RunDir, SubnetFile: c.SubnetFile, StateFile: c.stateFile(), Listen: c.Listen, Version: version,
+		Choice: choice, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules, Attach: c.AttachAddrs},
 	}, nil
 }
 

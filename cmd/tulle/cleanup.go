@@ -14,8 +14,7 @@ import (
 )
 
 type cleanupCmd struct {
-	RunDir     string `default:"/run/tulle" help:"The agent's run directory." placeholder:"DIR"`
-	SubnetFile string `default:"subnet.env" help:"The agent's env file; relative to the run directory." placeholder:"FILE"`
+	filesFlags `embed:""`
 }
 
 func (c *cleanupCmd) Run(ctx context.Context) error {
@@ -45,21 +44,28 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 	return errors.Join(kernelErr, rulesErr, filesErr)
 }
 
-// files removes the agent's files, and its directory if nothing else is in it.
+// files removes the agent's files, and its directories if nothing else is in them.
 func (c *cleanupCmd) files() (removed []string, err error) {
-	env := c.SubnetFile
-	if !filepath.IsAbs(env) {
-		env = filepath.Join(c.RunDir, env)
+	paths := []string{c.SubnetFile}
+	if !filepath.IsAbs(c.SubnetFile) {
+		paths[0] = filepath.Join(c.RunDir, c.SubnetFile)
 	}
-	switch err := os.Remove(env); {
-	case err == nil:
-		removed = append(removed, env)
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+	if state := c.stateFile(); state != "" {
+		paths = append(paths, state)
 	}
-	if err := os.Remove(filepath.Join(c.RunDir, "lock")); err != nil {
-		return removed, err
+	var errs []error
+	for _, path := range paths {
+		switch err := os.Remove(path); {
+		case err == nil:
+			removed = append(removed, path)
+		case !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, err)
+		}
 	}
+	errs = append(errs, os.Remove(filepath.Join(c.RunDir, "lock")))
 	_ = os.Remove(c.RunDir) // not empty: somebody else's files
-	return removed, nil
+	if state := c.stateFile(); state != "" {
+		_ = os.Remove(filepath.Dir(state))
+	}
+	return removed, errors.Join(errs...)
 }

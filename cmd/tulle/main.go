@@ -17,13 +17,16 @@ import (
 )
 
 type cli struct {
-	Agent   agentCmd   `cmd:"" help:"Take part in the network: the per-host daemon."`
-	Config  configCmd  `cmd:"" help:"Store, show or check the network's config in etcd."`
-	Lease   leaseCmd   `cmd:"" help:"Show who holds which subnet; reserve and release subnets."`
-	Etcd    etcdCmd    `cmd:"" help:"Run an etcd server, for labs and small clusters."`
-	Lab     labCmd     `cmd:"" help:"A whole network on this machine, to try things out."`
-	Cleanup cleanupCmd `cmd:"" help:"Remove everything that an agent ever made on this host, and nothing else."`
-	Version versionCmd `cmd:"" help:"Print version, commit and Go version."`
+	Agent      agentCmd      `cmd:"" help:"Take part in the network: the per-host daemon."`
+	Config     configCmd     `cmd:"" help:"Store, show or check the network's config in etcd."`
+	Lease      leaseCmd      `cmd:"" help:"Show who holds which subnet; reserve and release subnets."`
+	Etcd       etcdCmd       `cmd:"" help:"Run an etcd server, for labs and small clusters."`
+	Lab        labCmd        `cmd:"" help:"A whole network on this machine, to try things out."`
+	DockerOpts dockerOptsCmd `cmd:"" help:"Write the options that dockerd must be started with: for scripts that use mk-docker-opts.sh."`
+	Attach     attachCmd     `cmd:"" help:"Give a running container of this host an interface on the overlay."`
+	Detach     detachCmd     `cmd:"" help:"Take that interface away again."`
+	Cleanup    cleanupCmd    `cmd:"" help:"Remove everything that an agent ever made on this host, and nothing else."`
+	Version    versionCmd    `cmd:"" help:"Print version, commit and Go version."`
 }
 
 const description = `tulle joins plain Docker hosts into one flat container network.

@@ -51,6 +51,7 @@ type Options struct {
 	Prefix  string   // of the keys in etcd
 	Agent   []string // more arguments for each agent
 	Forward string   // policy of the hosts' FORWARD chain: Docker sets DROP
+	Empty   bool     // hosts without a container: Docker is to make them
 }
 
 // Lab is a network on this machine.
@@ -136,6 +137,9 @@ func (l *Lab) start(ctx context.Context, hosts ...*Host) error {
 			if err := l.StartAgent(startCtx, h); err != nil {
 				return err
 			}
+			if l.Empty {
+				return nil
+			}
 			return l.NewContainer(h)
 		})
 	}
@@ -146,6 +150,9 @@ func (l *Lab) start(ctx context.Context, hosts ...*Host) error {
 		return err
 	}
 	for _, h := range hosts {
+		if h.Container == nil {
+			continue
+		}
 		l.say("%s: agent ready at %s, container %s at %s", h.Name, h.Address, h.Container.Name, h.Container.Address)
 	}
 	return nil

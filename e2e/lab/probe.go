@@ -23,7 +23,7 @@ import (
 const (
 	icmpHeader = 8  // bytes
 	ipHeader   = 20 // bytes, IPv4 without options
-	answerWait = time.Second
+	answerWait = 500 * time.Millisecond
 )
 
 // Flow is a stream of ICMP echo requests (RFC 792) from a namespace to an address.
@@ -114,13 +114,18 @@ func Ping(ctx context.Context, namespace string, to netip.Addr, count, size int)
 		f.send()
 		_ = f.settle(ctx) // a lost one is counted, and the next may fare better
 	}
-	return f.Stop(ctx), nil
+	return f.end(), nil
 }
 
 // Stop sends no more, waits for the answers that are still on their way, and returns what became of all.
 func (f *Flow) Stop(ctx context.Context) Result {
 	close(f.done)
 	_ = f.settle(ctx) // what has no answer by then is lost
+	return f.end()
+}
+
+// end stops listening and counts.
+func (f *Flow) end() Result {
 	f.conn.Close()
 	f.tasks.Wait()
 	f.mu.Lock()

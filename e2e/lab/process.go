@@ -101,8 +101,14 @@ func (p *Process) running() bool {
 			return true
 		}
 	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
-	return err == nil && string(bytes.TrimRight(cmdline, "\x00")) == strings.Join(p.Args, "\x00")
+	now := cmdline(p.PID)
+	return now != "" && now == strings.Join(p.Args, "\x00")
+}
+
+// cmdline is what a process was started with, NUL between the arguments; "" if there is no such process.
+func cmdline(pid int) string {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return string(bytes.TrimRight(text, "\x00"))
 }
 
 // Get asks the host's status server for a path.

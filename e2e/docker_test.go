@@ -1,0 +1,300 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tulle-net/tulle/e2e/lab"
+)
+
+// dockers is a lab whose hosts run a real dockerd each, and a container.
+type dockers struct {
+	*lab.Lab
+	daemons    []*lab.Docker
+	containers []*lab.Container
+}
+
+// newDockers makes such a lab. dir has the programs to run, if not PATH.
+func newDockers(t *testing.T, hosts int, dir string) *dockers {
+	t.Helper()
+	l := &dockers{Lab: newLab(t, lab.Options{Hosts: hosts, Empty: true})}
+	for _, h := range l.Nodes {
+		d, err := l.NewDocker(h, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := d.Stop(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := d.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c, err := d.Run(t.Context(), "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.daemons, l.containers = append(l.daemons, d), append(l.containers, c)
+	}
+	return l
+}
+
+// allPairs pings and transfers between all pairs of containers. The far side must see the container's own address.
+func (l *dockers) allPairs(t *testing.T) {
+	t.Helper()
+	for i, from := range l.containers {
+		for j, to := range l.containers {
+			if i == j {
+				continue
+			}
+			ping(t, from, to, 1450)
+			r, err := lab.Transfer(t.Context(), from.Namespace, to.Namespace, to.Address, 8<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !r.Correct || r.Source != from.Address {
+				t.Errorf("%s to %s: correct %t, and the source was %s", from.Address, to.Address, r.Correct, r.Source)
+			}
+		}
+	}
+}
+
+// reached waits until a container answers another again.
+func (l *dockers) reached(t *testing.T, limit time.Duration, from, to *lab.Container) {
+	t.Helper()
+	eventually(t, limit, "the container answers", func() error { return answers(t, from, to) })
+}
+
+func answers(t *testing.T, from, to *lab.Container) error {
+	t.Helper()
+	r, err := lab.Ping(t.Context(), from.Namespace, to.Address, 1, 84)
+	if err == nil && r.Lost() > 0 {
+		err = fmt.Errorf("%s does not answer", to.Address)
+	}
+	return err
+}
+
+// TestDocker has three real dockerds, started with what the agents say.
+func TestDocker(t *testing.T) {
+	l := newDockers(t, 3, "")
+	t.Run("all pairs", l.allPairs)
+	t.Run("network modes", l.testModes)
+	t.Run("published port", l.testPublished)
+	t.Run("restarts", l.testRestarts)
+	t.Run("flushed", l.testFlushed)
+	t.Run("an operator's drop", l.testOperatorsDrop)
+}
+
+// testRestarts stops and starts dockerd, politely and not. Its containers are gone then; a new one is reached at once, and
+// the rules are there once each.
+func (l *dockers) testRestarts(t *testing.T) {
+	h, d := l.Nodes[0], l.daemons[0]
+	before := in(t, h.Namespace, "iptables-save")
+	var err error
+	for i := range 20 {
+		if _, err := d.Do(t.Context(), "rm", "-f", "web"); err != nil {
+			t.Fatal(err)
+		}
+		if i%4 == 3 {
+			err = d.Kill()
+		} else {
+			err = d.Stop(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c, err := d.Run(t.Context(), "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.containers[0] = c
+		l.reached(t, 2*time.Second, l.containers[1], c)
+	}
+	after := in(t, h.Namespace, "iptables-save")
+	for line := range strings.Lines(before) {
+		if strings.Contains(line, "TULLE") && strings.Count(after, line) != strings.Count(before, line) {
+			t.Errorf("after 20 restarts the rules have %q %d times, before %d times:\n%s", line, strings.Count(after, line), strings.Count(before, line), after)
+		}
+	}
+	l.allPairs(t)
+}
+
+// testFlushed flushes the packet filter under Docker's and our feet.
+func (l *dockers) testFlushed(t *testing.T) {
+	h := l.Nodes[0]
+	for _, flush := range []string{"iptables -F FORWARD", "iptables -F DOCKER-USER", "iptables -F; iptables -t nat -F; iptables -t raw -F", "nft flush ruleset"} {
+		in(t, h.Namespace, "sh", "-c", flush+"; iptables -P FORWARD DROP")
+		if err := lab.Wait(t.Context(), 2*time.Second, "the container answers", func() error { return answers(t, l.containers[1], l.containers[0]) }); err != nil {
+			t.Errorf("%s: %v\n%s", flush, err, in(t, h.Namespace, "iptables-save"))
+		}
+	}
+	d := l.daemons[0] // Docker's own rules don't come back by themselves
+	if err := d.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := d.Run(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.containers[0] = c
+	l.reached(t, 2*time.Second, l.containers[1], c)
+}
+
+// testOperatorsDrop has an operator drop one source in DOCKER-USER: it stays dropped, and others are let through.
+func (l *dockers) testOperatorsDrop(t *testing.T) {
+	h := l.Nodes[0]
+	rule := "DOCKER-USER -s " + l.containers[1].Address.String() + " -j DROP"
+	in(t, h.Namespace, "sh", "-c", "iptables -I "+rule)
+	if answers(t, l.containers[1], l.containers[0]) == nil {
+		t.Error("a source that an operator drops got through")
+	}
+	if err := answers(t, l.containers[2], l.containers[0]); err != nil {
+		t.Errorf("one that is not dropped did not: %v", err)
+	}
+	in(t, h.Namespace, "sh", "-c", "iptables -D "+rule)
+	l.reached(t, 2*time.Second, l.containers[1], l.containers[0])
+}
+
+// testModes tries Docker's network modes, each beside the overlay.
+func (l *dockers) testModes(t *testing.T) {
+	d, far := l.daemons[0], l.containers[1]
+	do := func(args ...string) string {
+		t.Helper()
+		out, err := d.Do(context.WithoutCancel(t.Context()), args...) // cleanups come after the test's context
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	run := func(t *testing.T, name string, args ...string) *lab.Container {
+		t.Helper()
+		c, err := d.Run(t.Context(), name, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { do("rm", "-f", name) })
+		return c
+	}
+	t.Run("host", func(t *testing.T) {
+		c := run(t, "on-host", "--net=host")
+		if addrs := do("exec", "on-host", "ip", "addr"); !strings.Contains(addrs, l.Nodes[0].Address.String()) {
+			t.Errorf("a container with --net=host does not see its host's address:\n%s", addrs)
+		}
+		ping(t, c, far, 84)
+	})
+	t.Run("none", func(t *testing.T) {
+		run(t, "alone", "--net=none")
+		if links := do("exec", "alone", "ip", "-o", "link"); strings.Count(links, "\n") > 0 {
+			t.Errorf("a container with --net=none has more than a loopback device:\n%s", links)
+		}
+	})
+	t.Run("container", func(t *testing.T) {
+		guest := run(t, "guest", "--net=container:web")
+		r, err := lab.Transfer(t.Context(), guest.Namespace, far.Namespace, far.Address, 1<<20)
+		if err != nil || r.Source != l.containers[0].Address {
+			t.Errorf("from a container in web's network: %+v, %v; want web's address %s", r, err, l.containers[0].Address)
+		}
+	})
+	t.Run("user-defined bridge", func(t *testing.T) {
+		do("network", "create", "--subnet", "172.28.0.0/16", "own")
+		t.Cleanup(func() { do("network", "rm", "own") })
+		one := run(t, "one", "--net=own")
+		run(t, "two", "--net=own")
+		do("exec", "one", "ping", "-c1", "-W2", "two") // by name
+		ping(t, one, far, 84)
+		// Docker masquerades what leaves a network of the user's own, whatever --ip-masq says.
+		vtep := l.containers[0].Address.As4()
+		vtep[3] = 0
+		r, err := lab.Transfer(t.Context(), one.Namespace, far.Namespace, far.Address, 1<<20)
+		if err != nil || r.Source.As4() != vtep {
+			t.Errorf("from a user-defined network: %+v, %v; want the host's overlay address %v", r, err, vtep)
+		}
+		do("network", "connect", "own", "web")
+		do("exec", "web", "ping", "-c1", "-W2", "one")
+		ping(t, l.containers[0], far, 84)
+		ping(t, far, l.containers[0], 84)
+		do("network", "disconnect", "own", "web")
+	})
+}
+
+// testPublished fetches a page from a published port: from outside, from another host, and from a container there.
+func (l *dockers) testPublished(t *testing.T) {
+	d := l.daemons[0]
+	if _, err := d.Do(t.Context(), "run", "-d", "--init", "--name", "pages", "-p", "8080:80", lab.Image,
+		"sh", "-c", "echo hello > /tmp/index.html && exec httpd -f -p 80 -h /tmp"); err != nil {
+		t.Fatal(err)
+	}
+	for from, namespace := range map[string]string{"outside": l.Underlay(), "another host": l.Nodes[1].Namespace, "a container there": l.containers[1].Namespace} {
+		eventually(t, 5*time.Second, from+" gets the page", func() error {
+			out, err := lab.Output(t.Context(), namespace, "busybox", "nc", "-w2", l.Nodes[0].Address.String(), "8080", "-e", "sh", "-c", "printf 'GET / HTTP/1.0\\r\\n\\r\\n'; cat >&2")
+			if err == nil && !strings.Contains(out, "hello") {
+				err = fmt.Errorf("got %q", out)
+			}
+			return err
+		})
+	}
+	if _, err := d.Do(t.Context(), "rm", "-f", "pages"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDocker28 has dockerds that drop routed traffic to containers, and shows that ours gets through because of our rules.
+func TestDocker28(t *testing.T) {
+	dir, err := filepath.Abs("../bin/docker28/usr/sbin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newDockers(t, 2, dir)
+	version, err := l.daemons[0].Do(t.Context(), "version", "--format", "{{.Server.Version}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major int
+	if _, err := fmt.Sscanf(version, "%d.", &major); err != nil || major < 28 {
+		t.Fatalf("this is dockerd %s, not 28 or later", version)
+	}
+	t.Run("all pairs", l.allPairs)
+	t.Run("without our raw rule", func(t *testing.T) {
+		h := l.Nodes[0]
+		stop(t, h)
+		in(t, h.Namespace, "iptables", "-t", "raw", "-D", "PREROUTING", "-j", "TULLE-PREROUTING")
+		if answers(t, l.containers[1], l.containers[0]) == nil {
+			t.Error("Docker does not drop routed traffic: this test shows nothing")
+		}
+		launch(t, l.Lab, h)
+		l.reached(t, 5*time.Second, l.containers[1], l.containers[0])
+	})
+	t.Run("flushed", l.testFlushed)
+	t.Run("an operator's drop", l.testOperatorsDrop28)
+}
+
+// testOperatorsDrop28 appends to DOCKER-USER, which has no RETURN at its end any more: the rule must come before ours.
+func (l *dockers) testOperatorsDrop28(t *testing.T) {
+	h := l.Nodes[0]
+	rule := "DOCKER-USER -s " + l.containers[1].Address.String() + "/32 -j DROP"
+	in(t, h.Namespace, "sh", "-c", "iptables -A "+rule)
+	eventually(t, 5*time.Second, "the operator's rule stands before ours", func() error {
+		chain := in(t, h.Namespace, "iptables", "-S", "DOCKER-USER")
+		if strings.Index(chain, rule) > strings.Index(chain, "TULLE-DOCKER") {
+			return fmt.Errorf("it does not:\n%s", chain)
+		}
+		return nil
+	})
+	if answers(t, l.containers[1], l.containers[0]) == nil {
+		t.Error("a source that an operator drops got through")
+	}
+}
