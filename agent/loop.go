@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -114,6 +115,7 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	u := a.store.Take()
 	anew := a.learn(u)
 	news := a.news(u)
+	before := a.state.plan
 	drift := !anew && a.state.failure == nil && len(u.Leases) == 0
 	if anew || a.state.failure != nil {
 		look = atEverything
@@ -127,12 +129,17 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 		count, err = a.change(ctx, u, look)
 	}
 	a.metrics.changed(count)
-	if drift {
+	if drift && sameUnderlay(before, a.state.plan) {
 		a.sayDrift(count)
 	}
 	a.record(look, time.Since(started), err)
 	a.sayPeers(u, news)
 	return err
+}
+
+// sameUnderlay reports whether two plans were made for the same underlay: else what differs from the plan is its own doing.
+func sameUnderlay(a, b *backend.Plan) bool {
+	return a != nil && b != nil && reflect.DeepEqual(a.Host().Underlay, b.Host().Underlay)
 }
 
 // change applies what changed peers need, and compares the packet filter if that is asked for.

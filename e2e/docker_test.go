@@ -21,7 +21,13 @@ type dockers struct {
 // newDockers makes such a lab. dir has the programs to run, if not PATH.
 func newDockers(t *testing.T, hosts int, dir string) *dockers {
 	t.Helper()
-	l := &dockers{Lab: newLab(t, lab.Options{Hosts: hosts, Empty: true})}
+	return dockersIn(t, newLab(t, lab.Options{Hosts: hosts, Empty: true}), dir)
+}
+
+// dockersIn gives each host of an empty lab a dockerd and a container.
+func dockersIn(t *testing.T, empty *lab.Lab, dir string) *dockers {
+	t.Helper()
+	l := &dockers{Lab: empty}
 	for _, h := range l.Nodes {
 		d, err := l.NewDocker(h, dir)
 		if err != nil {

@@ -75,6 +75,9 @@ func (d *Docker) Start(ctx context.Context, options ...string) error {
 // Address is where dockerd listens, as DOCKER_HOST has it.
 func (d *Docker) Address() string { return "unix://" + filepath.Join(d.data, "docker.sock") }
 
+// URL is where dockerd listens.
+func (d *Docker) URL() string { return "unix://" + filepath.Join(d.data, "docker.sock") }
+
 // Do runs a docker command and returns what it prints.
 func (d *Docker) Do(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -88,13 +91,16 @@ func (d *Docker) Do(ctx context.Context, args ...string) (string, error) {
 	return text, err
 }
 
-// Load makes the image from the machine's own static busybox.
+// MakeImage is a script that makes the image from the machine's own static busybox, for the dockerd that $DOCKER_HOST names.
+const MakeImage = `dir=$(mktemp -d) && mkdir "$dir/bin" "$dir/etc" "$dir/tmp" && cp "$(command -v busybox)" "$dir/bin/busybox" &&
+	for applet in $("$dir/bin/busybox" --list); do [ "$applet" = busybox ] || ln "$dir/bin/busybox" "$dir/bin/$applet"; done &&
+	tar -C "$dir" -c . | docker import -c 'ENV PATH=/bin' - ` + Image + ` && rm -r "$dir"`
+
+// Load makes the image.
 func (d *Docker) Load(ctx context.Context) error {
-	script := `dir=$(mktemp -d) && mkdir "$dir/bin" "$dir/etc" "$dir/tmp" && cp "$(command -v busybox)" "$dir/bin/busybox" &&
-		for applet in $("$dir/bin/busybox" --list); do [ "$applet" = busybox ] || ln "$dir/bin/busybox" "$dir/bin/$applet"; done &&
-		tar -C "$dir" -c . | docker -H "unix://$0" import -c 'ENV PATH=/bin' - ` + Image + ` && rm -r "$dir"`
-	out, err := exec.CommandContext(ctx, "sh", "-c", script, filepath.Join(d.data, "docker.sock")).CombinedOutput()
-	if err != nil {
+	cmd := exec.CommandContext(ctx, "sh", "-c", MakeImage)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+filepath.Join(d.data, "docker.sock"))
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("load the image on %s: %w: %s", d.Host.Name, err, out)
 	}
 	return nil

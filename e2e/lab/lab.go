@@ -52,6 +52,7 @@ type Options struct {
 	Agent   []string // more arguments for each agent
 	Forward string   // policy of the hosts' FORWARD chain: Docker sets DROP
 	Empty   bool     // hosts without a container: Docker is to make them
+	Bare    bool     // hosts and nothing else: no etcd, no agents
 }
 
 // Lab is a network on this machine.
@@ -113,6 +114,9 @@ func (l *Lab) up(ctx context.Context) error {
 	if err := l.makeUnderlay(); err != nil {
 		return err
 	}
+	if l.Bare {
+		return l.makeHosts()
+	}
 	l.say("etcd: %s", l.Endpoint())
 	if err := l.StartEtcd(ctx); err != nil {
 		return err
@@ -121,12 +125,19 @@ func (l *Lab) up(ctx context.Context) error {
 	if _, err := l.Tulle(ctx, l.Config, "config", "set", "-"); err != nil {
 		return err
 	}
+	if err := l.makeHosts(); err != nil {
+		return err
+	}
+	return l.start(ctx, l.Nodes...)
+}
+
+func (l *Lab) makeHosts() error {
 	for range l.Hosts {
 		if _, err := l.NewHost(); err != nil {
 			return err
 		}
 	}
-	return l.start(ctx, l.Nodes...)
+	return nil
 }
 
 // start starts the agents of hosts side by side, and their containers.
