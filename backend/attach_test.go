@@ -23,7 +23,7 @@ func TestSplit(t *testing.T) {
 		{subnet: "10.5.1.8/29", n: 3, docker: "10.5.1.8/30", attach: "10.5.1.12/30"},
 		{subnet: "10.5.1.8/29", n: 4, refused: true},
 		{subnet: "10.5.1.4/30", n: 1, refused: true},
-		{subnet: "fd00:1::/64", n: 1 << 30, docker: "fd00:1::/65", attach: "fd00:1::8000:0:0:0/65"},
+		{subnet: "fd00:1::/64", n: 1 << 30, docker: "fd00:1::/65", attach: "fd00:1:0:0:8000::/65"},
 	} {
 		docker, attach, err := Options{Attach: test.n}.Split(netip.MustParsePrefix(test.subnet))
 		if err != nil != test.refused || text(docker) != test.docker || text(attach) != test.attach {

@@ -22,7 +22,7 @@ func Find(ctx context.Context, socket, name string) (Container, error) {
 	}
 	switch err := ask(ctx, socket, "containers/"+url.PathEscape(name)+"/json", &answer); {
 	case errors.Is(err, errAbsent):
-		return Container{}, fmt.Errorf("Docker has no container %q: docker ps -a lists those that it has", name)
+		return Container{}, fmt.Errorf("dockerd has no container %q: docker ps -a lists those that it has", name)
 	case err != nil:
 		return Container{}, err
 	}
@@ -49,7 +49,7 @@ func Taken(ctx context.Context, socket string, p netip.Prefix) (taken []netip.Ad
 			pool = c.Subnet
 		}
 		if has, err := netip.ParsePrefix(pool); err == nil && has.Overlaps(p) {
-			return nil, fmt.Errorf("Docker hands out addresses of %s itself: restart it with the DOCKER_OPTS of the agent's env file, whose --fixed-cidr keeps it from that", p)
+			return nil, fmt.Errorf("dockerd hands out addresses of %s itself: restart it with the DOCKER_OPTS of the agent's env file, whose --fixed-cidr keeps it from that", p)
 		}
 	}
 	for _, c := range network.Containers {

@@ -13,7 +13,7 @@ func TestAttached(t *testing.T) {
 			ip link add tulle-abc type veth peer name x1
 			ip link add tulle-ather001 type veth peer name x2
 			ip link set tulle-ather001 alias mine
-			ip link add tulle-adummy01 type dummy
+			ip link add tulle-abridge1 type bridge
 		`)
 		before := s.before
 		s.setup(`
