@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 .PHONY: build
 build: ## build bin/tulle
@@ -17,6 +17,19 @@ demo: ## build, and show three hosts whose containers talk, and why (needs root)
 	@e2e/prepare demo
 	@$(MAKE) --no-print-directory build
 	@bin/tulle lab demo
+
+# The plugin, if Docker has it, or else the program of before.
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.PHONY: compose-up
+compose-up: build ## build, and start an etcd and three nodes as containers (deploy/compose)
+	@deploy/compose/image
+	@cd deploy/compose && $(COMPOSE) up -d
+
+.PHONY: compose-down
+compose-down: ## remove these containers, with all that belongs to them
+	@cd deploy/compose && $(COMPOSE) down -v --rmi all
+	@docker image prune -f --filter label=tulle-lab >/dev/null
 
 .PHONY: test
 test: ## run all tests (needs root; installs what they need with apt)

@@ -6,6 +6,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync"
 
@@ -29,6 +30,7 @@ type Kernel interface {
 	Listen(ctx context.Context) error
 	Doorbell() <-chan struct{}
 	Underlay(c backend.Choice) (backend.Underlay, error)
+	Addresses(device string) ([]netip.Prefix, error) // none if there is no such device
 	Apply(ctx context.Context, want backend.State) (backend.Changes, error)
 	Change(ctx context.Context, c backend.Changes) error
 }
@@ -45,6 +47,7 @@ type Config struct {
 	RunDir     string // for the env file and the lock
 	SubnetFile string // path of the env file; relative to RunDir
 	StateFile  string // path of a copy of the env file that survives a reboot; "" for none
+	DaemonJSON string // path of dockerd's own config
 	Listen     string // address of the status server; "" for none
 	SetConfig  string // the command that stores a network config, for an operator who has not done so
 	Version    string

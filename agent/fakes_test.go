@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 
 	"github.com/tulle-net/tulle/backend"
@@ -62,6 +63,7 @@ type fakeKernel struct {
 	underlay backend.Underlay
 	mu       sync.Mutex
 	applied  []string // States
+	addrs    map[backend.Addr]struct{}
 	changed  []backend.Changes
 	find     backend.Changes // what the next Apply finds to do
 	err      error           // of Apply and Change
@@ -73,10 +75,22 @@ func (k *fakeKernel) Doorbell() <-chan struct{} { return k.doorbell }
 
 func (k *fakeKernel) Underlay(backend.Choice) (backend.Underlay, error) { return k.underlay, nil }
 
+// Addresses are those that the plan last applied has.
+func (k *fakeKernel) Addresses(device string) (addrs []netip.Prefix, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for a := range k.addrs {
+		if a.Dev == device {
+			addrs = append(addrs, a.Prefix)
+		}
+	}
+	return addrs, nil
+}
+
 func (k *fakeKernel) Apply(_ context.Context, want backend.State) (backend.Changes, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.applied = append(k.applied, want.String())
+	k.applied, k.addrs = append(k.applied, want.String()), want.Addrs
 	found := k.find
 	k.find = backend.Changes{}
 	return found, k.err

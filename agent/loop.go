@@ -39,11 +39,12 @@ type state struct {
 	plan     *backend.Plan             // what is in force
 	failure  error                     // of the last pass
 	drift    map[string]int            // entries repaired, by table
+	warnings map[string]string         // what an operator should do something about, by topic
 	excluded []netip.Prefix            // of the network's range, for the underlay's sake
 }
 
 func newState() state {
-	return state{entries: map[string]subnet.Entry{}, rejected: map[string]subnet.Reject{}, said: map[string]string{}, drift: map[string]int{},
+	return state{entries: map[string]subnet.Entry{}, rejected: map[string]subnet.Reject{}, said: map[string]string{}, drift: map[string]int{}, warnings: map[string]string{},
 		failure: errors.New("nothing is programmed yet")}
 }
 
@@ -212,7 +213,7 @@ func (a *Agent) reconcile(ctx context.Context) (count map[string]int, err error)
 		a.log.Info("sysctl set", "name", name, "value", value)
 	}
 	count = changes.Count()
-	return count, errors.Join(err, applyErr, a.filter(ctx, count), a.writeEnv(want.MTU))
+	return count, errors.Join(err, applyErr, a.filter(ctx, count), a.writeEnv(want.MTU), a.checkDocker(plan))
 }
 
 // errSaid marks an error of which another log line tells already. It adds nothing to the text.
@@ -359,6 +360,7 @@ func (a *Agent) sayLease(own subnet.Own) {
 	switch {
 	case a.state.own.Held() && before.Subnet != l.Subnet:
 		a.log.Error("this host has another subnet now: restart Docker, or its containers stay cut off", "subnet", l.Subnet.V4, "before", before.Subnet.V4)
+		a.state.warnings["renumbered"] = fmt.Sprintf("this host's subnet changed from %s to %s while the agent ran: if Docker was not restarted since, restart it", before.Subnet.V4, l.Subnet.V4)
 		delete(a.state.said, "lease")
 	case own.Err != nil:
 		a.say("lease", slog.LevelWarn, "the lease is held, but can't be looked after", "error", own.Err)

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -28,6 +30,7 @@ type Status struct {
 	Peers    int            `json:"peers"`
 	Rejected map[string]int `json:"rejected,omitempty"` // leases left out, by reason
 	Drift    map[string]int `json:"drift_repaired,omitempty"`
+	Warnings []string       `json:"warnings,omitempty"` // what an operator should do something about
 }
 
 // Status returns how the agent is.
@@ -43,6 +46,9 @@ func (a *Agent) Status() Status {
 	if at := expiry(s.own); at != 0 {
 		expires := time.Unix(int64(at), 0).UTC()
 		status.Expires = &expires
+	}
+	for _, topic := range slices.Sorted(maps.Keys(s.warnings)) {
+		status.Warnings = append(status.Warnings, s.warnings[topic])
 	}
 	for table, n := range s.drift {
 		status.Drift[table] = n

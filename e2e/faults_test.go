@@ -102,6 +102,9 @@ func TestConfigChange(t *testing.T) {
 	if log := logOf(t, l, l.Nodes[0]); !strings.Contains(log, "restart Docker") {
 		t.Errorf("the log does not say that Docker must be restarted:\n%s", log)
 	}
+	if status := in(t, l.Nodes[0].Namespace, binary, "status"); !strings.Contains(status, "restart it") {
+		t.Errorf("tulle status does not say that Docker must be restarted:\n%s", status)
+	}
 }
 
 // TestUnderlayInNetwork has a network whose range contains the underlay's. Its subnet is never leased, and never routed.
@@ -377,6 +380,12 @@ func TestForeignBridge(t *testing.T) {
 	if after := in(t, h.Namespace, "ip", "-o", "addr", "show", "docker0"); after != before {
 		t.Errorf("the agent changed a bridge that is not its own:\n%s\n%s", before, after)
 	}
+	if status := in(t, h.Namespace, binary, "status"); !strings.Contains(status, "docker0 has 172.17.0.1/16, not this host's") || !strings.Contains(status, "ip link del docker0") {
+		t.Errorf("tulle status does not say what to do about docker0:\n%s", status)
+	}
+	if err := logs(t, l, h, "docker0 has 172.17.0.1/16"); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestFlannelPeer has a peer that was set up by hand the way flanneld does it. Its container and ours must talk.
@@ -462,5 +471,18 @@ func setConfig(t *testing.T, l *lab.Lab, config string) {
 	t.Helper()
 	if _, err := l.Tulle(t.Context(), config, "config", "set", "-"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestDaemonJSON has a daemon.json with an option that DOCKER_OPTS has, too: dockerd would refuse to start.
+func TestDaemonJSON(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "daemon.json")
+	if err := os.WriteFile(path, []byte(`{"bip":"10.0.0.1/24"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t, lab.Options{Hosts: 1, Agent: []string{"--daemon-json", path}})
+	status := in(t, l.Nodes[0].Namespace, binary, "status")
+	if want := path + " sets bip, and so does DOCKER_OPTS"; !strings.Contains(status, want) {
+		t.Errorf("tulle status does not say %q:\n%s", want, status)
 	}
 }

@@ -19,7 +19,7 @@ func TestImports(t *testing.T) {
 		"backend/kernel":    {"backend", "subnet"},
 		"backend/netfilter": {"backend", "subnet"},
 		"etcd":              {"subnet"},
-		"agent":             {"backend", "subnet"},
+		"agent":             {"agent/docker", "backend", "subnet"},
 		"agent/attach":      {"backend"},
 		"agent/docker":      {},
 		"e2e":               {"e2e/lab"},

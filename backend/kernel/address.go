@@ -2,11 +2,12 @@ package kernel
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 )
@@ -94,4 +95,23 @@ func (k *Kernel) changeAddr(kind, flags int, a backend.Addr) error {
 	addr := a.Prefix.Addr()
 	return k.conn.do(kind, flags, ifaddrmsg(family(addr), a.Prefix.Bits(), index),
 		addrAttr(unix.IFA_LOCAL, addr), addrAttr(unix.IFA_ADDRESS, addr), nl.NewRtAttr(ifaProto, []byte{protocol}))
+}
+
+// Addresses lists a device's addresses; none if there is no such device.
+func (k *Kernel) Addresses(device string) ([]netip.Prefix, error) {
+	link, err := k.links.LinkByName(device)
+	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := k.conn.listAddrs()
+	var addrs []netip.Prefix
+	for _, a := range list {
+		if a.index == link.Attrs().Index && !a.prefix.Addr().IsLinkLocalUnicast() {
+			addrs = append(addrs, a.prefix)
+		}
+	}
+	return addrs, err
 }

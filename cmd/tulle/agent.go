@@ -52,6 +52,7 @@ type agentCmd struct {
 	ForwardRules bool   `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain."`
 	Bridge       string `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
 	AttachAddrs  int    `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
+	DaemonJSON   string `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
 	Listen       string `default:"127.0.0.1:9494" help:"Where to serve /status, /healthz, /readyz and /metrics; empty for nowhere (default ${default})." placeholder:"ADDR"`
 	LogLevel     string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat    string `default:"text" enum:"text,json" help:"text or json."`
@@ -111,7 +112,7 @@ func (c *agentCmd) config() (agent.Config, error) {
 		}
 	}
 	return agent.Config{
-		RunDir: c.RunDir, SubnetFile: c.SubnetFile, StateFile: c.stateFile(), Listen: c.Listen, Version: version,
+		RunDir: c.RunDir, SubnetFile: c.SubnetFile, StateFile: c.stateFile(), DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
 		Choice: choice, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules, Attach: c.AttachAddrs},
 	}, nil
 }

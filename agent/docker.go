@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/tulle-net/tulle/agent/docker"
+	"github.com/tulle-net/tulle/backend"
+)
+
+// checkDocker notes what keeps Docker from using the lease. It looks, and never asks dockerd: where that is started by its
+// socket, a question would start it, while it waits for us.
+func (a *Agent) checkDocker(plan *backend.Plan) error {
+	err := a.checkBridge(plan.Host())
+	a.checkDaemonJSON(plan.Host())
+	return err
+}
+
+// checkBridge warns of a bridge with another address than the lease's: a dockerd that was started without our options made
+// it, or one that keeps its old --bip because of --live-restore.
+func (a *Agent) checkBridge(h backend.Host) error {
+	if h.Bridge == "" {
+		return nil
+	}
+	addrs, err := a.kernel.Addresses(h.Bridge)
+	if err != nil {
+		return fmt.Errorf("addresses of %s: %w", h.Bridge, err)
+	}
+	for _, want := range backend.BridgeAddrs(h.Self).All() {
+		if slices.Contains(addrs, want) {
+			continue
+		}
+		a.warn("bridge", fmt.Sprintf("%s has %s, not this host's %s: containers are not reached. Stop Docker, delete the bridge (ip link del %s), and start Docker with DOCKER_OPTS from %s",
+			h.Bridge, list(addrs), want, h.Bridge, a.config.SubnetFile))
+		return nil
+	}
+	a.clear("bridge")
+	return nil
+}
+
+// checkDaemonJSON warns of options that daemon.json has, too: dockerd refuses to start then.
+func (a *Agent) checkDaemonJSON(h backend.Host) {
+	config, err := docker.ReadConfig(a.config.DaemonJSON)
+	if err != nil {
+		a.warn("daemon.json", err.Error())
+		return
+	}
+	options := []docker.Option{"--bip", "--ip-masq", "--mtu"}
+	if h.Attach > 0 {
+		options = append(options, "--fixed-cidr")
+	}
+	if keys := config.Clashes(options); len(keys) > 0 {
+		a.warn("daemon.json", fmt.Sprintf("%s sets %s, and so does DOCKER_OPTS: dockerd refuses to start with both; take it out of %s",
+			a.config.DaemonJSON, strings.Join(keys, ", "), a.config.DaemonJSON))
+		return
+	}
+	a.clear("daemon.json")
+}
+
+// warn notes what an operator should do something about: in the log once, and in the status for as long as it lasts.
+func (a *Agent) warn(topic, text string) {
+	a.state.warnings[topic] = text
+	a.say(topic, slog.LevelWarn, text)
+}
+
+func (a *Agent) clear(topic string) {
+	delete(a.state.warnings, topic)
+	delete(a.state.said, topic)
+}
+
+func list(addrs []netip.Prefix) string {
+	if len(addrs) == 0 {
+		return "no address"
+	}
+	return strings.Trim(fmt.Sprint(addrs), "[]")
+}
