@@ -11,6 +11,16 @@ import (
 	"github.com/tulle-net/tulle/backend"
 )
 
+// options are the operator's, and what the Docker on this host makes necessary.
+func (a *Agent) options() backend.Options {
+	o := a.config.Options
+	// A daemon.json that can't be read is checkDaemonJSON's business; dockerd has its usual firewall then, or doesn't start.
+	if config, err := docker.ReadConfig(a.config.DaemonJSON); err == nil && config.Firewall() == docker.NFTables {
+		o.Mark = docker.Mark
+	}
+	return o
+}
+
 // checkDocker notes what keeps Docker from using the lease. It looks, and never asks dockerd: where that is started by its
 // socket, a question would start it, while it waits for us.
 func (a *Agent) checkDocker(plan *backend.Plan) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/tulle-net/tulle/agent/docker"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -25,18 +26,23 @@ var envPrefix = [...]string{subnet.IPv4: "FLANNEL_", subnet.IPv6: "FLANNEL_IPV6_
 // told.
 func env(h backend.Host, mtu int) []byte {
 	var b bytes.Buffer
-	var docker []string
+	var options []string
 	for f, r := range h.Config.Range.All() {
 		address := backend.BridgeAddrs(h.Self).Of(f)
 		fmt.Fprintf(&b, "%sNETWORK=%s\n%sSUBNET=%s\n", envPrefix[f], r.Network, envPrefix[f], address)
 		if f == subnet.IPv4 {
-			docker = append(docker, "--bip="+address.String())
-			docker = append(docker, envAttach(&b, h)...)
+			options = append(options, "--bip="+address.String())
+			options = append(options, envAttach(&b, h)...)
 		}
 	}
 	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", mtu, h.Masquerade)
-	docker = append(docker, fmt.Sprintf("--ip-masq=%t", !h.Masquerade), fmt.Sprintf("--mtu=%d", mtu))
-	fmt.Fprintf(&b, "DOCKER_OPTS=\"%s\"\n", strings.Join(docker, " "))
+	options = append(options, fmt.Sprintf("--ip-masq=%t", !h.Masquerade), fmt.Sprintf("--mtu=%d", mtu))
+	if h.Mark != 0 {
+		for _, o := range docker.Needs(docker.Version{}, docker.NFTables).Options {
+			options = append(options, string(o))
+		}
+	}
+	fmt.Fprintf(&b, "DOCKER_OPTS=\"%s\"\n", strings.Join(options, " "))
 	return b.Bytes()
 }
 

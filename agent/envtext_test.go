@@ -6,9 +6,16 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/tulle-net/tulle/agent/docker"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
+
+// marked is h with a Docker whose firewall backend is nftables.
+func marked(h backend.Host) backend.Host {
+	h.Mark = docker.Mark
+	return h
+}
 
 func TestEnvText(t *testing.T) {
 	v4 := subnet.Range{Network: netip.MustParsePrefix("10.5.0.0/16")}
@@ -40,6 +47,12 @@ FLANNEL_SUBNET=10.5.65.1/24
 FLANNEL_MTU=8950
 FLANNEL_IPMASQ=false
 DOCKER_OPTS="--bip=10.5.65.1/24 --ip-masq=true --mtu=8950"
+`},
+		{"Docker with nftables", marked(host(subnet.Pair[subnet.Range]{V4: v4}, true)), 1450, `FLANNEL_NETWORK=10.5.0.0/16
+FLANNEL_SUBNET=10.5.65.1/24
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=true
+DOCKER_OPTS="--bip=10.5.65.1/24 --ip-masq=false --mtu=1450 --allow-direct-routing=true --bridge-accept-fwmark=0x1000000/0x1000000"
 `},
 		{"dual stack", host(subnet.Pair[subnet.Range]{V4: v4, V6: v6}, true), 1430, `FLANNEL_NETWORK=10.5.0.0/16
 FLANNEL_SUBNET=10.5.65.1/24

@@ -260,7 +260,7 @@ func (a *Agent) replan() (*backend.Plan, error) {
 			return nil, fmt.Errorf("waiting for a lease in the network's new range %s; %s is outside it", r.Network, s.own.Lease.Subnet.Of(f))
 		}
 	}
-	host := backend.Host{Config: config, Self: s.own.Lease, Underlay: underlay, Options: a.config.Options}
+	host := backend.Host{Config: config, Self: s.own.Lease, Underlay: underlay, Options: a.options()}
 	return backend.NewPlan(b, host, s.entries)
 }
 

@@ -29,7 +29,8 @@ type Options struct {
 	Bridge     string // the containers' bridge; "" for none
 	Masquerade bool
 	Forward    bool
-	Attach     int // addresses of the lease that tulle attach is to have, and Docker not; 0 for none
+	Mark       uint32 // set on packets from peers, for a Docker that lets in what has it; 0 for none
+	Attach     int    // addresses of the lease that tulle attach is to have, and Docker not; 0 for none
 }
 
 // Backend is one way to carry packets. The State is a sum: a fixed part, and a part for each peer that depends on nothing
@@ -121,6 +122,7 @@ func (h Host) common(mtu int) State {
 		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: deriveMAC("bridge", h.Self.Key()), MTU: mtu}
 	}
 	s.Firewall.Masquerade, s.Firewall.Forward, s.Firewall.Bridge = h.Masquerade, h.Forward, h.Bridge
+	s.Firewall.Mark = h.Mark
 	return s
 }
 

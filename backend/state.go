@@ -96,6 +96,7 @@ type Firewall struct {
 	Masquerade      bool                      // packets between the overlay and elsewhere leave under the host's address
 	Forward         bool                      // packets from and to the overlay may be forwarded
 	Bridge          string                    // the containers' bridge, which Docker has rules of its own for; "" for none
+	Mark            uint32                    // set on peers' packets, for a Docker that lets in what has it; 0 for none
 	Tunnel          string                    // the device that peers' packets come in on; "" if they come in on any
 }
 
@@ -170,6 +171,9 @@ func (f Firewall) String() string {
 				tunnel = f.Tunnel
 			}
 			fmt.Fprintf(&b, "forward %s from %s to %s on %s, past Docker\n", network, tunnel, f.Subnet.Of(family), f.Bridge)
+			if f.Mark != 0 {
+				fmt.Fprintf(&b, "mark %#x what comes so\n", f.Mark)
+			}
 		}
 	}
 	return b.String()

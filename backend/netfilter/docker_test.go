@@ -76,6 +76,23 @@ func TestDockerRules(t *testing.T) {
 	})
 }
 
+// Docker 29's nftables backend is told by a mark what may come in.
+func TestMark(t *testing.T) {
+	eachVariant(t, func(s sandbox) {
+		f := besideDocker()
+		f.Mark = 0x1000000
+		s.apply(f)
+		want := "-s 10.5.0.0/16 -d 10.5.1.0/24 -i tulle.1 -j MARK --set-xmark 0x1000000/0x1000000"
+		if got := s.rules("mangle", "TULLE-PREROUTING"); !slices.Equal(got, []string{want}) {
+			s.Errorf("mangle TULLE-PREROUTING has %q, want %q", got, want)
+		}
+		s.apply(besideDocker())
+		if all := s.save(); strings.Contains(all, "--set-xmark") {
+			s.Errorf("the mark is still set when no Docker wants it:\n%s", all)
+		}
+	})
+}
+
 // A DOCKER-USER that we made for a Docker that never came goes with us; Docker's own stays.
 func TestDockerUserCleanup(t *testing.T) {
 	for name, c := range map[string]struct {

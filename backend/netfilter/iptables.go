@@ -57,6 +57,8 @@ func chains(f backend.Firewall, family subnet.Family, randomFully bool) []chain 
 		{table: "filter", parent: dockerUser, name: "TULLE-DOCKER", place: tail},
 		// They drop it here, too, and before connection tracking, so that not even replies come in.
 		{table: "raw", parent: "PREROUTING", name: "TULLE-PREROUTING", place: head},
+		// Docker 29's nftables rules drop what any other table accepts, and let in only what has a mark that they were told of.
+		{table: "mangle", parent: "PREROUTING", name: "TULLE-PREROUTING", place: head},
 	}
 	network := f.Network.Of(family)
 	if !network.IsValid() {
@@ -75,6 +77,9 @@ func chains(f backend.Firewall, family subnet.Family, randomFully bool) []chain 
 		}
 		all[2].rules = []string{from + " -o " + f.Bridge + " -j ACCEPT"}
 		all[3].rules = []string{from + " -j ACCEPT"}
+		if f.Mark != 0 {
+			all[4].rules = []string{fmt.Sprintf("%s -j MARK --set-xmark %#x/%#x", from, f.Mark, f.Mark)}
+		}
 	}
 	return all
 }
