@@ -117,15 +117,7 @@ func (l *dockers) testRestarts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		c, err := d.Run(t.Context(), "web")
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.containers[0] = c
-		l.reached(t, 2*time.Second, l.containers[1], c)
+		l.restart(t)
 	}
 	after := in(t, h.Namespace, "iptables-save")
 	for line := range strings.Lines(before) {
@@ -145,10 +137,16 @@ func (l *dockers) testFlushed(t *testing.T) {
 			t.Errorf("%s: %v\n%s", flush, err, in(t, h.Namespace, "iptables-save"))
 		}
 	}
-	d := l.daemons[0] // Docker's own rules don't come back by themselves
-	if err := d.Stop(t.Context()); err != nil {
+	if err := l.daemons[0].Stop(t.Context()); err != nil { // Docker's own rules don't come back by themselves
 		t.Fatal(err)
 	}
+	l.restart(t)
+}
+
+// restart starts the first host's dockerd, which was ended, and a new container on it. It must be reached at once.
+func (l *dockers) restart(t *testing.T) {
+	t.Helper()
+	d := l.daemons[0]
 	if err := d.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
