@@ -23,7 +23,7 @@ import (
 const (
 	icmpHeader = 8  // bytes
 	ipHeader   = 20 // bytes, IPv4 without options
-	answerWait = 500 * time.Millisecond
+	answerWait = time.Second
 )
 
 // Flow is a stream of ICMP echo requests (RFC 792) from a namespace to an address.
@@ -33,6 +33,7 @@ type Flow struct {
 	id    int
 	size  int // of the IP packet, bytes
 	done  chan struct{}
+	sends sync.WaitGroup
 	tasks sync.WaitGroup
 
 	mu       sync.Mutex
@@ -88,7 +89,7 @@ func StartFlow(namespace string, to netip.Addr, interval time.Duration) (*Flow, 
 	if err != nil {
 		return nil, err
 	}
-	f.tasks.Go(func() {
+	f.sends.Go(func() {
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
 		for {
@@ -120,6 +121,7 @@ func Ping(ctx context.Context, namespace string, to netip.Addr, count, size int)
 // Stop sends no more, waits for the answers that are still on their way, and returns what became of all.
 func (f *Flow) Stop(ctx context.Context) Result {
 	close(f.done)
+	f.sends.Wait()    // or the last request may go out when nobody waits for its answer any more
 	_ = f.settle(ctx) // what has no answer by then is lost
 	return f.end()
 }
