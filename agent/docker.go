@@ -39,13 +39,19 @@ func (a *Agent) checkBridge(h backend.Host) error {
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", h.Bridge, err)
 	}
-	for _, want := range backend.BridgeAddrs(h.Self).All() {
-		if slices.Contains(addrs, want) {
-			continue
+	for f, want := range backend.BridgeAddrs(h.Self).All() {
+		network := h.Config.Range.Of(f).Network
+		old := slices.IndexFunc(addrs, func(p netip.Prefix) bool { return p != want && network.Contains(p.Addr()) })
+		switch {
+		case !slices.Contains(addrs, want):
+			a.warn("bridge", fmt.Sprintf("%s has %s, not this host's %s: containers are not reached. Stop Docker, delete the bridge (ip link del %s), and start Docker with DOCKER_OPTS from %s",
+				h.Bridge, list(addrs), want, h.Bridge, a.config.SubnetFile))
+			return nil
+		case old >= 0:
+			a.warn("bridge", fmt.Sprintf("%s has %s beside this host's %s: Docker keeps an earlier --bip, as it does with --live-restore while containers run. Stop them, and restart Docker with DOCKER_OPTS from %s",
+				h.Bridge, addrs[old], want, a.config.SubnetFile))
+			return nil
 		}
-		a.warn("bridge", fmt.Sprintf("%s has %s, not this host's %s: containers are not reached. Stop Docker, delete the bridge (ip link del %s), and start Docker with DOCKER_OPTS from %s",
-			h.Bridge, list(addrs), want, h.Bridge, a.config.SubnetFile))
-		return nil
 	}
 	a.clear("bridge")
 	return nil

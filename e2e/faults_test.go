@@ -486,3 +486,26 @@ func TestDaemonJSON(t *testing.T) {
 		t.Errorf("tulle status does not say %q:\n%s", want, status)
 	}
 }
+
+// TestOldBridgeAddress has a Docker that keeps an earlier --bip on the bridge.
+func TestOldBridgeAddress(t *testing.T) {
+	l := newLab(t, lab.Options{Hosts: 1})
+	h := l.Nodes[0]
+	in(t, h.Namespace, "ip", "addr", "add", "10.5.250.1/24", "dev", "docker0")
+	says := func() bool {
+		return strings.Contains(in(t, h.Namespace, binary, "status"), "docker0 has 10.5.250.1/24 beside this host's")
+	}
+	eventually(t, 5*time.Second, "tulle status names the address", func() error {
+		if !says() {
+			return fmt.Errorf("it does not")
+		}
+		return nil
+	})
+	in(t, h.Namespace, "ip", "addr", "del", "10.5.250.1/24", "dev", "docker0")
+	eventually(t, 5*time.Second, "tulle status names it no more", func() error {
+		if says() {
+			return fmt.Errorf("it does")
+		}
+		return nil
+	})
+}
