@@ -9,6 +9,7 @@ import (
 
 	"github.com/tulle-net/tulle/agent/docker"
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // options are the operator's, and what the Docker on this host makes necessary.
@@ -40,15 +41,14 @@ func (a *Agent) checkBridge(h backend.Host) error {
 		return fmt.Errorf("addresses of %s: %w", h.Bridge, err)
 	}
 	for f, want := range backend.BridgeAddrs(h.Self).All() {
-		network := h.Config.Range.Of(f).Network
-		old := slices.IndexFunc(addrs, func(p netip.Prefix) bool { return p != want && network.Contains(p.Addr()) })
+		old := slices.IndexFunc(addrs, func(p netip.Prefix) bool { return p != want && subnet.FamilyOf(p.Addr()) == f })
 		switch {
 		case !slices.Contains(addrs, want):
 			a.warn("bridge", fmt.Sprintf("%s has %s, not this host's %s: containers are not reached. Stop Docker, delete the bridge (ip link del %s), and start Docker with DOCKER_OPTS from %s",
 				h.Bridge, list(addrs), want, h.Bridge, a.config.SubnetFile))
 			return nil
 		case old >= 0:
-			a.warn("bridge", fmt.Sprintf("%s has %s beside this host's %s: Docker keeps an earlier --bip, as it does with --live-restore while containers run. Stop them, and restart Docker with DOCKER_OPTS from %s",
+			a.warn("bridge", fmt.Sprintf("%s has %s beside this host's %s. If that is an earlier --bip, which Docker keeps with --live-restore while containers run: stop them, and restart Docker with DOCKER_OPTS from %s",
 				h.Bridge, addrs[old], want, a.config.SubnetFile))
 			return nil
 		}

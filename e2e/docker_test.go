@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tulle-net/tulle/e2e/lab"
 )
 
@@ -300,5 +302,59 @@ func (l *dockers) testOperatorsDrop28(t *testing.T) {
 	})
 	if answers(t, l.containers[1], l.containers[0]) == nil {
 		t.Error("a source that an operator drops got through")
+	}
+}
+
+// TestLiveRestore moves the network under a dockerd that keeps its containers, and with them its old --bip, over a restart. The
+// operator is told, by an agent that knows nothing of before, too.
+func TestLiveRestore(t *testing.T) {
+	l := newLab(t, lab.Options{Hosts: 1, Empty: true})
+	h := l.Nodes[0]
+	d, err := l.NewDocker(h, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Stop(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := d.Start(t.Context(), "--live-restore"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Run(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	env, err := h.Env()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := env["FLANNEL_SUBNET"]
+	if _, err := l.Tulle(t.Context(), `{"Network":"10.77.0.0/16"}`, "config", "set", "--force", "-"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the host has another subnet", func() error {
+		env, err := h.Env()
+		if err == nil && !strings.HasPrefix(env["FLANNEL_SUBNET"], "10.77.") {
+			err = fmt.Errorf("it has %s", env["FLANNEL_SUBNET"])
+		}
+		return err
+	})
+	if err := d.Process.Stop(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(t.Context(), "--live-restore"); err != nil {
+		t.Fatal(err)
+	}
+	stop(t, h)
+	launch(t, l, h)
+	if err := h.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if status := in(t, h.Namespace, binary, "status"); !strings.Contains(status, old+" beside this host's 10.77.") || !strings.Contains(status, "--live-restore") {
+		t.Errorf("tulle status does not say that Docker keeps %s:\n%s", old, status)
 	}
 }
