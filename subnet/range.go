@@ -33,9 +33,12 @@ func (r Range) Admits(p netip.Prefix) bool {
 func (r Range) Len() uint64 { return r.index(r.Max) - r.index(r.Min) + 1 }
 
 // Free is the number of the range's subnets that overlap none of taken.
-func (r Range) Free(taken []netip.Prefix) uint64 {
+func (r Range) Free(taken []netip.Prefix) uint64 { return r.left(r.spans(taken)) }
+
+// left is the number of subnets outside of spans.
+func (r Range) left(spans []span) uint64 {
 	free := r.Len()
-	for _, s := range r.spans(taken) {
+	for _, s := range spans {
 		free -= s.last - s.first + 1
 	}
 	return free
@@ -47,10 +50,7 @@ func (r Range) Free(taken []netip.Prefix) uint64 {
 // The cost is that of sorting taken, however large the range is.
 func (r Range) Pick(identity string, taken []netip.Prefix) (netip.Prefix, bool) {
 	spans := r.spans(taken)
-	free := r.Len()
-	for _, s := range spans {
-		free -= s.last - s.first + 1
-	}
+	free := r.left(spans)
 	if free == 0 {
 		return netip.Prefix{}, false
 	}

@@ -86,9 +86,6 @@ func (p *Process) Stop(signal unix.Signal) error {
 	})
 }
 
-// Signal sends a signal and does not wait.
-func (p *Process) Signal(signal unix.Signal) error { return unix.Kill(p.PID, signal) }
-
 func (p *Process) running() bool {
 	if p == nil {
 		return false
