@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
@@ -49,7 +51,7 @@ type Config struct {
 	StateFile  string // path of a copy of the env file that survives a reboot; "" for none
 	DaemonJSON string // path of dockerd's own config
 	Listen     string // address of the status server; "" for none
-	SetConfig  string // the command that stores a network config, for an operator who has not done so
+	SetConfig  string // the command that stores the network config on its standard input, for an operator who has to
 	Version    string
 	Choice     backend.Choice
 	Options    backend.Options
@@ -84,15 +86,20 @@ func New(c Config, store Store, kernel Kernel, firewall Firewall, registry *prom
 // Run takes part in the network until ctx ends. It leaves the kernel as it is then: containers go on talking.
 func (a *Agent) Run(ctx context.Context) error {
 	unlock, err := Lock(a.config.RunDir)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.ENOSPC): // a host without a network would be worse
+		a.log.Warn("the run directory can't be locked: starting all the same", "error", err)
+	case err != nil:
 		return err
+	default:
+		defer unlock()
 	}
-	defer unlock()
 	listener, err := listen(a.config.Listen)
 	if err != nil {
 		return err
 	}
 	a.state.previous = a.previous()
+	a.state.mark = a.marked()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return a.serve(ctx, listener) })
 	tasks.Go(func() error { return a.store.Run(ctx) })

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -53,7 +52,7 @@ func (a *Agent) checkBridge(h backend.Host) error {
 			return nil
 		}
 	}
-	a.clear("bridge")
+	a.warn("bridge", "")
 	return nil
 }
 
@@ -73,18 +72,7 @@ func (a *Agent) checkDaemonJSON(h backend.Host) {
 			a.config.DaemonJSON, strings.Join(keys, ", "), a.config.DaemonJSON))
 		return
 	}
-	a.clear("daemon.json")
-}
-
-// warn notes what an operator should do something about: in the log once, and in the status for as long as it lasts.
-func (a *Agent) warn(topic, text string) {
-	a.state.warnings[topic] = text
-	a.say(topic, slog.LevelWarn, text)
-}
-
-func (a *Agent) clear(topic string) {
-	delete(a.state.warnings, topic)
-	delete(a.state.said, topic)
+	a.warn("daemon.json", "")
 }
 
 func list(addrs []netip.Prefix) string {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -87,6 +88,29 @@ func (a *Agent) writeEnv(mtu int) error {
 		a.log.Info("env file written", "path", a.config.SubnetFile)
 	}
 	return nil
+}
+
+// mark is the file that says which key this host holds, and at which of etcd's revisions it left it. As long as it stands
+// there, the next life takes the key over without asking whether another host holds it. It does not survive a reboot: a
+// machine that was cloned must not have it.
+func (a *Agent) mark() string { return filepath.Join(a.config.RunDir, "lease") }
+
+// markHeld writes the mark. One that can't be written costs the next start three seconds.
+func (a *Agent) markHeld(own subnet.Own) {
+	if own.Lease != a.state.own.Lease || own.Revision != a.state.own.Revision {
+		_, _ = replace(a.mark(), fmt.Appendf(nil, "%s %d\n", own.Lease.Key(), own.Revision))
+	}
+}
+
+// marked reads the mark, if it is that of what the host held before.
+func (a *Agent) marked() (revision int64) {
+	text, _ := os.ReadFile(a.mark())
+	key, number, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	if key != subnet.FormatKey(a.state.previous) {
+		return 0
+	}
+	revision, _ = strconv.ParseInt(number, 10, 64)
+	return revision
 }
 
 // replace makes text the content of a file: in one piece, readable by all. It reports whether it had to.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
@@ -67,6 +68,7 @@ type fakeKernel struct {
 	changed  []backend.Changes
 	find     backend.Changes // what the next Apply finds to do
 	err      error           // of Apply and Change
+	delay    time.Duration   // of Apply
 }
 
 func (k *fakeKernel) Listen(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -90,6 +92,7 @@ func (k *fakeKernel) Addresses(device string) (addrs []netip.Prefix, err error) 
 func (k *fakeKernel) Apply(_ context.Context, want backend.State) (backend.Changes, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	time.Sleep(k.delay)
 	k.applied, k.addrs = append(k.applied, want.String()), want.Addrs
 	found := k.find
 	k.find = backend.Changes{}
@@ -101,6 +104,15 @@ func (k *fakeKernel) Change(_ context.Context, c backend.Changes) error {
 	defer k.mu.Unlock()
 	k.changed = append(k.changed, c)
 	return k.err
+}
+
+// takes makes every Apply take so long, and the firewall's too.
+func (k *fakeKernel) takes(d time.Duration, f *fakeFirewall) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k.delay, f.delay = d, d
 }
 
 func (k *fakeKernel) fail(err error) {
@@ -145,6 +157,7 @@ type fakeFirewall struct {
 	applied  int
 	find     int // what the next Apply finds to do
 	err      error
+	delay    time.Duration
 }
 
 func (f *fakeFirewall) Listen(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -154,6 +167,7 @@ func (f *fakeFirewall) Doorbell() <-chan struct{} { return f.doorbell }
 func (f *fakeFirewall) Apply(context.Context, backend.Firewall) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	time.Sleep(f.delay)
 	f.applied++
 	found := f.find
 	f.find = 0

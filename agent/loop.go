@@ -33,6 +33,7 @@ type state struct {
 	etcd     error                     // why etcd is out of reach
 	listed   bool                      // etcd has told us all once
 	previous subnet.Pair[netip.Prefix] // what the host held in an earlier life
+	mark     int64                     // the revision that it left its key at; 0 if that isn't known
 	rejected map[string]subnet.Reject  // as last logged
 	said     map[string]string         // what was last logged, by topic
 	revision int64                     // of etcd
@@ -168,8 +169,10 @@ func (a *Agent) learn(u subnet.Update) (all bool) {
 	s.etcd, s.revision, s.stored = u.Err, u.Revision, checked(u.Config)
 	s.listed = s.listed || u.Reset
 	a.sayEtcd()
+	a.warn("etcd alert", u.Alert)
+	a.warn("rival", u.Own.Rival)
 	all = u.Reset || s.plan == nil
-	if s.stored.Usable() && s.stored.Revision != s.config.Revision {
+	if s.stored.Usable() && (s.stored.Revision != s.config.Revision || s.stored.Text != s.config.Text) {
 		s.config, all = s.stored, true
 	}
 	a.sayConfig()
@@ -178,6 +181,7 @@ func (a *Agent) learn(u subnet.Update) (all bool) {
 			all = true
 		}
 		a.sayLease(u.Own)
+		a.markHeld(u.Own)
 		s.own = u.Own
 	} else if s.own.Held() {
 		if s.lost == nil {
@@ -208,7 +212,9 @@ func (a *Agent) reconcile(ctx context.Context) (count map[string]int, err error)
 		return nil, err
 	}
 	want := plan.State()
+	a.notify.progress()
 	changes, applyErr := a.kernel.Apply(ctx, want)
+	a.notify.progress()
 	for name, value := range changes.Sysctls.Set {
 		a.log.Info("sysctl set", "name", name, "value", value)
 	}
@@ -275,7 +281,7 @@ func (a *Agent) request(b backend.Backend, config subnet.Config, u backend.Under
 	for f := range data.All() {
 		*public.At(f) = u.Public.Of(f)
 	}
-	a.store.Want(subnet.Request{Range: config.Range, PublicIP: public, Previous: previous, Exclude: a.state.excluded, Backend: name, Data: data})
+	a.store.Want(subnet.Request{Range: config.Range, PublicIP: public, Previous: previous, Revision: a.state.mark, Exclude: a.state.excluded, Backend: name, Data: data})
 }
 
 // record notes what became of a pass: in the log when it is news, in the metrics, for the status server and for systemd.
@@ -304,6 +310,10 @@ func (s *state) ready() (bool, string) {
 		return false, s.failure.Error()
 	case s.lost != nil:
 		return false, "lease lost: " + s.lost.Error()
+	case s.own.Rival != "":
+		return false, s.own.Rival
+	case s.etcd != nil && !s.own.Reserved && time.Since(s.own.Renewed) > s.own.TTL:
+		return false, "lease expired while etcd was out of reach, so another host may have the subnet by now: " + s.etcd.Error()
 	}
 	reason := fmt.Sprintf("%s, %d peers", s.own.Lease.Key(), len(s.plan.State().Routes))
 	if s.etcd != nil {
@@ -322,6 +332,18 @@ func (a *Agent) say(topic string, level slog.Level, message string, args ...any)
 	a.log.Log(context.Background(), level, message, args...)
 }
 
+// warn notes what an operator should do something about, "" for nothing any more: in the log once, and in the status for as
+// long as it lasts.
+func (a *Agent) warn(topic, text string) {
+	if text == "" {
+		delete(a.state.warnings, topic)
+		delete(a.state.said, topic)
+		return
+	}
+	a.state.warnings[topic] = text
+	a.say(topic, slog.LevelWarn, text)
+}
+
 func (a *Agent) sayEtcd() {
 	if err := a.state.etcd; err != nil {
 		a.say("etcd", slog.LevelWarn, "etcd is out of reach; the network stays as it is", "error", err)
@@ -336,15 +358,20 @@ func (a *Agent) sayConfig() {
 	switch {
 	case !s.listed:
 	case s.stored.Revision == 0 && s.config.Revision == 0:
-		a.say("config", slog.LevelWarn, "no network config in etcd: waiting for one", "store-one-with", a.config.SetConfig)
+		a.say("config", slog.LevelWarn, "no network config in etcd: waiting for one", "store-one-with", a.setConfig(`{"Network":"10.5.0.0/16"}`))
 	case s.stored.Revision == 0:
-		a.say("config", slog.LevelWarn, "the network's config was deleted from etcd: going on with the one before", "store-it-with", a.config.SetConfig)
+		a.say("config", slog.LevelWarn, "the network's config was deleted from etcd: going on with the one before", "store-it-with", a.setConfig(s.config.Text))
 	case s.stored.Err != nil:
 		a.say("config", slog.LevelError, "the network's config is not valid", "error", s.stored.Err)
 	default:
 		a.say("config", slog.LevelInfo, "network config", "network", s.config.Config.Range.V4.Network, "subnet-length", s.config.Config.Range.V4.SubnetLen,
 			"backend", backendName(s.config.Config))
 	}
+}
+
+// setConfig is the command that stores a config.
+func (a *Agent) setConfig(text string) string {
+	return "echo '" + strings.ReplaceAll(text, "'", `'\''`) + "' | " + a.config.SetConfig
 }
 
 // backendName says which backend a config asks for, and that it is the default if it does not say.
@@ -411,22 +438,39 @@ func (a *Agent) sayPeers(u subnet.Update, events []event) {
 	}
 }
 
-// sayRejected logs each lease that is left out once.
+// sayRejected logs each lease that is left out once; of many at a time, how many.
 func (a *Agent) sayRejected() {
 	s := &a.state
 	if s.plan == nil {
 		return
 	}
-	rejected := s.plan.Rejected()
+	rejected, said, more := s.plan.Rejected(), 0, map[subnet.Reason]int{}
 	for key, r := range rejected {
-		if s.rejected[key] != r {
-			s.rejected[key] = r
-			a.log.Warn("lease left out", "lease", key, "reason", r.Reason, "detail", r.Detail)
+		if s.rejected[key] == r {
+			continue
 		}
+		s.rejected[key] = r
+		if said++; said > talkative {
+			more[r.Reason]++
+			continue
+		}
+		a.log.Warn("lease left out", "lease", abridged(key), "reason", r.Reason, "detail", r.Detail)
+	}
+	if said > talkative {
+		a.log.Warn("more leases left out", "count", said-talkative, "reasons", fmt.Sprint(more))
 	}
 	if len(s.rejected) > len(rejected) {
 		maps.DeleteFunc(s.rejected, func(key string, _ subnet.Reject) bool { _, still := rejected[key]; return !still })
 	}
+}
+
+// abridged keeps a key that anybody may have written from filling the log.
+func abridged(key string) string {
+	const longest = 100 // bytes
+	if len(key) > longest {
+		return strings.ToValidUTF8(key[:longest], "") + "…"
+	}
+	return key
 }
 
 func (a *Agent) sayDrift(count map[string]int) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -33,7 +34,7 @@ func TestStart(t *testing.T) {
 		r.store.publish(func(u *subnet.Update) { u.Err = nil })
 		r.list("")
 		r.wantReady(false, "waiting for a network config in etcd")
-		r.wantLog(`level=INFO msg="etcd is in reach again"`, `level=WARN msg="no network config in etcd: waiting for one" store-one-with="tulle config set -"`,
+		r.wantLog(`level=INFO msg="etcd is in reach again"`, `level=WARN msg="no network config in etcd: waiting for one" store-one-with="echo '{\"Network\":\"10.5.0.0/16\"}' | tulle config set -"`,
 			`level=INFO msg="leases listed" count=0 revision=1`)
 		r.pass(time.Minute)
 		r.wantLog()
@@ -248,7 +249,7 @@ func TestConfigDeleted(t *testing.T) {
 		r.setConfig("")
 		r.pass(time.Minute)
 		r.wantReady(true, "10.5.1.0-24, 0 peers")
-		r.wantLog(`level=WARN msg="the network's config was deleted from etcd: going on with the one before" store-it-with="tulle config set -"`)
+		r.wantLog(`level=WARN msg="the network's config was deleted from etcd: going on with the one before" store-it-with="echo '{\"Network\":\"10.5.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}' | tulle config set -"`)
 	})
 }
 
@@ -489,9 +490,19 @@ func TestWatchdog(t *testing.T) {
 		s.told()
 		for range 12 { // the socket holds ten
 			r.pass(5 * time.Second)
-			if pings := s.told(); len(pings) != 1 || pings[0] != "WATCHDOG=1" {
+			if pings := s.told(); len(pings) != 1 || pings[0] != "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=20000000" {
 				t.Errorf("half of the watchdog's 10 s: %q", pings)
 			}
 		}
+		r.list(vxlan)
+		r.hold("10.5.1.0/24")
+		s.told()
+		r.kernel.takes(9*time.Second, r.firewall) // each step is in time, both together are not
+		ring(r.kernel.doorbell)
+		r.pass(10 * time.Second)
+		if pings := s.told(); !slices.Contains(pings, "WATCHDOG=1") {
+			t.Errorf("after one of two long steps: %q", pings)
+		}
+		r.pass(10 * time.Second)
 	})
 }

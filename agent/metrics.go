@@ -63,7 +63,10 @@ func (m *metrics) drifted(table string, n int) { m.drift.WithLabelValues(table).
 
 func (m *metrics) state(s *state) {
 	m.connected.Set(flag(s.etcd == nil))
-	m.expiry.Set(expiry(s.own))
+	m.expiry.Set(0)
+	if at := expiry(s.own); !at.IsZero() {
+		m.expiry.Set(float64(at.Unix()))
+	}
 	if s.plan == nil {
 		return
 	}
@@ -83,10 +86,11 @@ func flag(b bool) float64 {
 	return 0
 }
 
-// expiry is when a lease expires, in Unix seconds; 0 if never.
-func expiry(own subnet.Own) float64 {
+// expiry is when a lease expires; zero if never. What is left is told by a clock that nobody sets: one that is set by hours,
+// or by NTP, moves the answer with it, and makes no lease expire.
+func expiry(own subnet.Own) time.Time {
 	if !own.Held() || own.Reserved {
-		return 0
+		return time.Time{}
 	}
-	return float64(own.Renewed + own.TTL)
+	return time.Now().Add(time.Until(own.Renewed.Add(own.TTL))).Round(time.Second)
 }

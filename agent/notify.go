@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"fmt"
+	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -9,15 +12,17 @@ import (
 
 // notifier tells systemd how the agent is, where there is a systemd that asked (sd_notify(3)).
 type notifier struct {
-	ticker *time.Ticker // nil without a watchdog
-	ready  bool
-	last   string
+	interval time.Duration // the watchdog's; 0 without one
+	ticker   *time.Ticker  // nil without one
+	told     time.Time     // when it was last told that the loop is alive
+	ready    bool
+	last     string
 }
 
 func newNotifier() *notifier {
 	n := &notifier{}
 	if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
-		n.ticker = time.NewTicker(interval / 2)
+		n.interval, n.ticker, n.told = interval, time.NewTicker(interval/2), time.Now()
 	}
 	return n
 }
@@ -30,10 +35,34 @@ func (n *notifier) watchdog() <-chan time.Time {
 	return n.ticker.C
 }
 
-// An unset NOTIFY_SOCKET is no error, and a supervisor that went away is no reason to stop carrying packets.
-func send(state string) { _, _ = daemon.SdNotify(false, state) }
+// send tells systemd something. An unset NOTIFY_SOCKET is no error, and a supervisor that went away, or doesn't read, is no
+// reason to stop carrying packets: the library's function would wait for it for ever.
+func send(state string) {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = conn.Write([]byte(state))
+}
 
-func (n *notifier) alive() { send(daemon.SdNotifyWatchdog) }
+// alive tells that the loop is. Before it is ready no watchdog runs, but the time that a start may take, which is extended.
+func (n *notifier) alive() {
+	n.told = time.Now()
+	state := daemon.SdNotifyWatchdog
+	if !n.ready {
+		state += fmt.Sprintf("\nEXTEND_TIMEOUT_USEC=%d", 2*n.interval.Microseconds())
+	}
+	send(state)
+}
+
+// progress tells that the loop is alive though it has been at one thing for long.
+func (n *notifier) progress() {
+	if n.ticker != nil && time.Since(n.told) > n.interval*3/4 {
+		n.alive()
+	}
+}
 
 func (n *notifier) stopping() { send(daemon.SdNotifyStopping) }
 

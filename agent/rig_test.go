@@ -100,7 +100,7 @@ func parsed(text string, revision int64) subnet.StoredConfig {
 		return subnet.StoredConfig{}
 	}
 	c, unknown, err := subnet.ParseConfig([]byte(text))
-	return subnet.StoredConfig{Revision: revision, Config: c, Unknown: unknown, Err: err}
+	return subnet.StoredConfig{Revision: revision, Text: text, Config: c, Unknown: unknown, Err: err}
 }
 
 func (r *rig) setConfig(text string) {
@@ -114,7 +114,9 @@ func (r *rig) setConfig(text string) {
 // hold publishes that the host holds a subnet.
 func (r *rig) hold(p string) {
 	lease := r.store.lastWant().Lease(subnet.PairOf(subnet.IPv4, netip.MustParsePrefix(p)))
-	r.store.publish(func(u *subnet.Update) { u.Own = subnet.Own{Lease: lease, Renewed: 1700000000, TTL: 86400} })
+	r.store.publish(func(u *subnet.Update) {
+		u.Own = subnet.Own{Lease: lease, Revision: 7, Renewed: time.Unix(1700000000, 0), TTL: 24 * time.Hour}
+	})
 	r.settle()
 }
 

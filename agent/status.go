@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -43,9 +44,8 @@ func (a *Agent) Status() Status {
 	if s.etcd != nil {
 		status.Etcd = s.etcd.Error()
 	}
-	if at := expiry(s.own); at != 0 {
-		expires := time.Unix(int64(at), 0).UTC()
-		status.Expires = &expires
+	if at := expiry(s.own).UTC(); !at.IsZero() {
+		status.Expires = &at
 	}
 	for _, topic := range slices.Sorted(maps.Keys(s.warnings)) {
 		status.Warnings = append(status.Warnings, s.warnings[topic])
@@ -82,7 +82,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	if l == nil {
 		return nil
 	}
-	server := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+	server := &http.Server{Handler: crash(a.handler()), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
@@ -90,6 +90,21 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("status server: %w", err)
 	}
 	return nil
+}
+
+// crash makes a handler's panic end the process, as it does anywhere else: net/http would log it and go on, with who knows
+// what lock held.
+func crash(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if p := recover(); p != nil {
+				stack := debug.Stack()
+				go func() { panic(fmt.Sprintf("%v\n%s", p, stack)) }()
+				select {}
+			}
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 func (a *Agent) handler() http.Handler {

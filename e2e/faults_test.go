@@ -299,13 +299,15 @@ func TestReservation(t *testing.T) {
 	}
 }
 
-// TestSecondAgent starts an agent where one runs already.
+// TestSecondAgent starts an agent where one runs already, also with a run directory of its own.
 func TestSecondAgent(t *testing.T) {
 	l := newLab(t, lab.Options{Hosts: 1})
 	h := l.Nodes[0]
-	out, err := lab.Output(t.Context(), h.Namespace, binary, "agent", "--etcd-endpoints", l.Endpoint(), "--run-dir", h.RunDir)
-	if err == nil || !strings.Contains(out, fmt.Sprintf("process %d holds", h.Agent.PID)) {
-		t.Errorf("a second agent: %v; want it to name the first, %d", err, h.Agent.PID)
+	for _, dir := range []string{h.RunDir, t.TempDir()} {
+		out, err := lab.Output(t.Context(), h.Namespace, binary, "agent", "--etcd-endpoints", l.Endpoint(), "--run-dir", dir, "--listen=")
+		if err == nil || !strings.Contains(out, fmt.Sprintf("another agent runs on this host already: process %d", h.Agent.PID)) {
+			t.Errorf("a second agent: %v; want it to name the first, %d", err, h.Agent.PID)
+		}
 	}
 	if err := h.Ready(t.Context()); err != nil {
 		t.Errorf("the first agent suffered: %v", err)

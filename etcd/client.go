@@ -42,6 +42,7 @@ type Options struct {
 	CAFile       string // PEM; the system's authorities if empty
 	CertFile     string // PEM, with KeyFile: the client's own certificate
 	KeyFile      string
+	Grace        time.Duration     // how long peers stay in force that an etcd with another history does not know; 0: not at all
 	DialOptions  []grpc.DialOption // for tests that count calls
 }
 
@@ -134,6 +135,7 @@ type Client struct {
 	options Options
 	prefix  string
 	refused atomic.Value // string: why the last call found no connection; "" if it found one
+	failing func()       // told when refused is set; may be nil
 }
 
 // Dial returns a Client. Without a user name it returns at once, and the connection is made in the background.
@@ -184,7 +186,10 @@ func (c *Client) note(ctx context.Context, method string, req, reply any, conn *
 			why = text
 		}
 	}
-	c.refused.Store(strings.TrimPrefix(strings.TrimPrefix(why, "transport: "), "Error while dialing: "))
+	why = strings.TrimPrefix(strings.TrimPrefix(why, "transport: "), "Error while dialing: ")
+	if c.refused.Store(why); why != "" && c.failing != nil {
+		c.failing()
+	}
 	return err
 }
 
@@ -198,6 +203,10 @@ func (c *Client) explain(err error) error {
 		return errors.New("etcd asks who we are: give --etcd-username and --etcd-password-file")
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
 		return fmt.Errorf("etcd's user %s may not read and write all below %s/: grant it a role that may", o.Username, c.prefix)
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return errors.New(errNoSpace)
+	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail), errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost):
+		return fmt.Errorf("etcd at %s has no leader, as when most of its members are away", strings.Join(o.Endpoints, ", "))
 	case !errors.Is(err, context.DeadlineExceeded):
 		return err
 	case why == "":

@@ -182,6 +182,9 @@ func (n *network) node(o ...grpc.DialOption) *node {
 func start(t *testing.T, o Options) *node {
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &node{Store: NewStore(o), t: t, entries: map[string]subnet.Entry{}}
+	if o.Grace == 0 { // few tests have a holder that must find the time to answer
+		h.answerWait = 100 * time.Millisecond
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- h.Run(ctx) }()
 	h.stop = sync.OnceFunc(func() {
@@ -258,6 +261,12 @@ func want(host, config string) subnet.Request {
 	return subnet.Request{Range: c.Range, PublicIP: subnet.PairOf(subnet.FamilyOf(a), a), Backend: "vxlan", Data: subnet.PairOf(subnet.IPv4, `{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}`)}
 }
 
+// after is r of a host whose last life left own behind.
+func after(own subnet.Own, r subnet.Request) subnet.Request {
+	r.Previous, r.Revision = own.Lease.Subnet, own.Revision
+	return r
+}
+
 func previous(r subnet.Request, p string) subnet.Request {
 	r.Previous = subnet.PairOf(subnet.IPv4, netip.MustParsePrefix(p))
 	return r
@@ -275,8 +284,15 @@ const (
 
 // calls counts RPCs by name.
 type calls struct {
-	mu sync.Mutex
-	n  map[string]int
+	mu     sync.Mutex
+	n      map[string]int
+	listed int // Ranges of more than one key
+}
+
+func (c *calls) lists() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.listed
 }
 
 func (c *calls) count(method string) {
@@ -302,6 +318,11 @@ func (c *calls) dial() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
 			c.count(method)
+			if r, ok := req.(*etcdserverpb.RangeRequest); ok && len(r.RangeEnd) > 0 {
+				c.mu.Lock()
+				c.listed++
+				c.mu.Unlock()
+			}
 			return invoke(ctx, method, req, reply, cc, o...)
 		}),
 		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
@@ -346,6 +367,8 @@ type wire struct {
 	mu    sync.Mutex
 	down  bool
 	conns []net.Conn
+	tried int         // while it was down
+	made  []time.Time // connections since it was mended
 }
 
 var errDown = errors.New("the wire is cut")
@@ -355,8 +378,10 @@ func (w *wire) dial() grpc.DialOption {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.down {
+			w.tried++
 			return nil, errDown
 		}
+		w.made = append(w.made, time.Now())
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if err == nil {
 			w.conns = append(w.conns, conn)
@@ -378,5 +403,19 @@ func (w *wire) cut() {
 func (w *wire) mend() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.down = false
+	w.down, w.made = false, nil
+}
+
+// attempts is how often a connection was tried while the wire was cut.
+func (w *wire) attempts() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tried
+}
+
+// spread is the time from the first to the last connection since the wire was mended.
+func (w *wire) spread() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.made[len(w.made)-1].Sub(w.made[0])
 }

@@ -17,64 +17,174 @@ import (
 // holding is the key that this host holds.
 type holding struct {
 	key      string // "" while none is held
+	created  int64  // revision
 	modified int64  // revision of what we last wrote there, or found as we would have written it
 	lease    clientv3.LeaseID
 	granted  subnet.Lease
-	ttl      int64
+	ttl      time.Duration
+	renewed  time.Time
 }
 
 // errFull says that there is no subnet to be had.
 var errFull = errors.New("out of subnets")
 
-// hold makes what is held match what is wanted, in as few calls as that takes: none if it does already.
-func (s *session) hold(ctx context.Context) error {
+// hold makes what is held match what is wanted, in as few calls as that takes: none if it does already. It returns when to
+// look again; 0 for not before something happens.
+func (s *session) hold(ctx context.Context) time.Duration {
 	s.store.mu.Lock()
 	want := s.store.request
 	s.store.mu.Unlock()
 	if want == nil {
-		return nil
+		return 0
 	}
-	err := s.acquire(ctx, *want)
-	if err == nil {
-		s.retry.reset()
-	} else {
-		err = s.client.explain(err)
+	err, contested := s.acquire(ctx, *want), contestError("")
+	wait := max(0, time.Until(s.contest.until))
+	switch {
+	case err == nil:
+		s.again.reset()
+	case errors.Is(err, errAsking):
+		err, wait = nil, time.Until(s.claim.until)+time.Millisecond
+	case !errors.As(err, &contested):
+		err, wait = s.client.explain(err), s.again.next()
 	}
-	own, lost := s.own, s.lost
-	s.store.publish(func(u *subnet.Update) {
-		u.Own.Err = err
-		if err != nil && !lost {
-			return // what is held stays held as long as nobody says otherwise
+	s.store.publish(func(u *subnet.Update) { s.tellOwn(&u.Own, err) })
+	return wait
+}
+
+// tellOwn puts into o what is held.
+func (s *session) tellOwn(o *subnet.Own, err error) {
+	o.Rival = ""
+	if time.Now().Before(s.contest.until) && s.own.key != "" {
+		o.Rival = string(s.contest.text)
+		if contested := contestError(""); errors.As(err, &contested) {
+			err = nil
 		}
-		if u.Own.Lease != own.granted {
-			u.Own.Renewed = time.Now().Unix()
-		}
-		u.Own.Lease, u.Own.TTL, u.Own.Reserved = own.granted, own.ttl, own.key != "" && own.lease == clientv3.NoLease
-	})
-	return err
+	}
+	if o.Err = err; err != nil && !s.lost {
+		return // what is held stays held as long as nobody says otherwise
+	}
+	o.Lease, o.Revision, o.Renewed, o.TTL = s.own.granted, s.own.modified, s.own.renewed, s.own.ttl
+	o.Reserved = s.own.key != "" && s.own.lease == clientv3.NoLease
+}
+
+// standing is what became of the key that we hold.
+type standing int
+
+const (
+	ours     standing = iota // whoever may have changed it
+	gone                     // deleted, expired, or by now another host's in due form
+	asked                    // as ours, but somebody asks whether we live
+	disputed                 // with our address, but another's etcd lease
+	taken                    // another host's, written over ours
+)
+
+func (s *session) standing(want subnet.Request) standing {
+	r, exists := s.records[s.own.key]
+	here := r.entry.Lease.PublicIP == want.PublicIP || r.entry.Lease.PublicIP == s.own.granted.PublicIP
+	anew := r.entry.Created != s.own.created
+	switch {
+	case !exists, anew && !here:
+		return gone
+	case r.modified == s.own.modified, r.entry.Err != nil: // what is unreadable is nobody's
+		return ours
+	case !here:
+		return taken
+	case claimant(r.value) != "" && claimant(r.value) != s.store.name:
+		return asked
+	case anew, r.lease != s.own.lease && r.lease != clientv3.NoLease:
+		return disputed
+	}
+	return ours
 }
 
 // acquire leases a subnet: the one held, if it still serves; one reserved for our address; one that an earlier life of this
 // host held; or a free one.
 func (s *session) acquire(ctx context.Context, want subnet.Request) error {
-	if s.own.key != "" {
-		r, exists := s.records[s.own.key]
-		ours := exists && (r.modified == s.own.modified || r.entry.Lease.PublicIP == want.PublicIP) // else somebody else's now
-		if ours && serves(r.entry.Lease.Subnet, want) {
-			return s.adopt(ctx, s.own.key, want)
-		}
-		if ours {
-			if err := s.release(ctx); err != nil {
-				return err
-			}
-		}
-		want.Previous = s.own.granted.Subnet // our containers have addresses there
-		s.drop()
+	if s.own.key == "" {
+		return s.find(ctx, want)
 	}
-	if keys := s.earlier(want); len(keys) > 0 {
-		return s.adopt(ctx, keys[0], want)
+	key, serving := s.own.key, serves(s.own.granted.Subnet, want)
+	if s.reclaim = s.reclaim && serving; s.reclaim {
+		return s.takeBack(ctx, want)
 	}
-	return s.create(ctx, want)
+	r := s.records[key]
+	switch state := s.standing(want); {
+	case state == gone:
+	case !serving:
+		if err := s.release(ctx); err != nil {
+			return err
+		}
+	case state == taken:
+		return s.contested(contestLast, "%s wrote itself into our lease %s: release that (tulle lease release), and we take it again", holderOf(r.entry.Lease), key)
+	case state == disputed:
+		return s.ask(ctx, key, want)
+	default:
+		id, ttl, err := s.leaseOf(ctx, r)
+		if err == nil {
+			err = s.adopt(ctx, key, want, id, ttl)
+		}
+		if err == nil && state == asked {
+			_ = s.contested(contestLast, "another host, %s, has our public address %s and claims our lease %s: give each host an address of its own (--public-ip)", claimant(r.value), publicOf(want), key)
+			s.contest.asked = true
+		}
+		return err
+	}
+	want.Previous, want.Revision = s.own.granted.Subnet, 0 // our containers have addresses there
+	s.drop()
+	if keys := s.earlier(want); serving && (len(keys) == 0 || !s.records[keys[0]].entry.Reserved) && s.free(want) {
+		return s.create(ctx, want)
+	}
+	return s.find(ctx, want)
+}
+
+// free reports whether the subnets that were held before can be had again.
+func (s *session) free(want subnet.Request) bool {
+	subnets, err := choose(want, s.taken(want))
+	return err == nil && subnets == want.Previous
+}
+
+// find leases a subnet for a host that holds none.
+func (s *session) find(ctx context.Context, want subnet.Request) error {
+	keys := s.earlier(want)
+	if len(keys) == 0 {
+		return s.create(ctx, want)
+	}
+	r := s.records[keys[0]]
+	known := r.modified == want.Revision && r.entry.Lease.Subnet == want.Previous
+	if waiting := r.entry.Reserved && r.entry.Lease.Idle(); !known && !waiting {
+		return s.ask(ctx, keys[0], want)
+	}
+	id, ttl, err := s.leaseOf(ctx, r)
+	if err != nil {
+		return err
+	}
+	return s.adopt(ctx, keys[0], want, id, ttl)
+}
+
+// takeBack registers again what was held before etcd's history was rewritten, and takes it from whoever has it since: our
+// containers have addresses there.
+func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
+	key := s.own.key
+	r, exists := s.records[key]
+	id, ttl, err := s.leaseOf(ctx, record{lease: s.own.lease})
+	if err != nil {
+		return err
+	}
+	if exists {
+		r.entry.Lease.Subnet = s.own.granted.Subnet
+		s.records[key] = r
+		return s.adopt(ctx, key, want, id, ttl)
+	}
+	granted := want.Lease(s.own.granted.Subnet)
+	revision, _, err := s.claimFree(ctx, want, granted, id)
+	if err == nil && revision == 0 {
+		err = fmt.Errorf("%s: somebody else took it meanwhile", key) // the watch will tell who
+	}
+	if err != nil {
+		return err
+	}
+	s.keep(holding{key: key, created: revision, modified: revision, lease: id, granted: granted, ttl: ttl})
+	return nil
 }
 
 // earlier returns the keys that are ours by their public address, best first: a reservation, then the subnet that the last
@@ -120,27 +230,27 @@ func serves(subnets subnet.Pair[netip.Prefix], want subnet.Request) bool {
 }
 
 // adopt takes the key over as it is found, and writes to it only if its value is not what ours would be.
-func (s *session) adopt(ctx context.Context, key string, want subnet.Request) error {
+func (s *session) adopt(ctx context.Context, key string, want subnet.Request, id clientv3.LeaseID, ttl time.Duration) error {
 	r := s.records[key]
-	id, ttl, err := s.etcdLease(ctx, r)
-	if err != nil {
-		return err
+	subnets := r.entry.Lease.Subnet
+	if key == s.own.key {
+		subnets = s.own.granted.Subnet // also if what is stored can't be read any more
 	}
-	granted := want.Lease(r.entry.Lease.Subnet)
-	value := string(granted.MarshalValue())
-	if value != r.value || id != r.lease {
-		r.modified, err = s.rewrite(ctx, key, r.modified, value, id)
+	granted := want.Lease(subnets)
+	if value := string(granted.MarshalValue()); value != r.value || id != r.lease {
+		revision, err := s.rewrite(ctx, key, r.modified, value, id)
 		if err != nil {
 			return err
 		}
+		r.modified = revision
 	}
-	s.keep(holding{key, r.modified, id, granted, ttl})
+	s.keep(holding{key: key, created: r.entry.Created, modified: r.modified, lease: id, granted: granted, ttl: ttl})
 	return nil
 }
 
-// etcdLease returns the etcd lease for a key that we take over: the one it hangs on, if that is alive, else a new one; none
-// for a reservation.
-func (s *session) etcdLease(ctx context.Context, r record) (clientv3.LeaseID, int64, error) {
+// leaseOf returns the etcd lease for a key of ours: the one it hangs on, if that is alive, else a new one; none for a
+// reservation.
+func (s *session) leaseOf(ctx context.Context, r record) (clientv3.LeaseID, time.Duration, error) {
 	if r.lease == clientv3.NoLease {
 		return clientv3.NoLease, 0, nil
 	}
@@ -151,7 +261,7 @@ func (s *session) etcdLease(ctx context.Context, r record) (clientv3.LeaseID, in
 	defer cancel()
 	alive, err := s.client.etcd.KeepAliveOnce(ctx, r.lease)
 	if err == nil {
-		return r.lease, alive.TTL, nil
+		return r.lease, seconds(alive.TTL), nil
 	}
 	if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return 0, 0, err
@@ -159,15 +269,25 @@ func (s *session) etcdLease(ctx context.Context, r record) (clientv3.LeaseID, in
 	return s.grant(ctx)
 }
 
-func (s *session) grant(ctx context.Context) (clientv3.LeaseID, int64, error) {
+// leaseLike returns a new etcd lease in the place of r's, which may be another host's; none for a reservation.
+func (s *session) leaseLike(ctx context.Context, r record) (clientv3.LeaseID, time.Duration, error) {
+	if r.lease == clientv3.NoLease {
+		return clientv3.NoLease, 0, nil
+	}
+	return s.grant(ctx)
+}
+
+func (s *session) grant(ctx context.Context) (clientv3.LeaseID, time.Duration, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	granted, err := s.client.etcd.Grant(ctx, LeaseTTL)
 	if err != nil {
 		return 0, 0, err
 	}
-	return granted.ID, granted.TTL, nil
+	return granted.ID, seconds(granted.TTL), nil
 }
+
+func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
 
 // rewrite changes a key that nobody else has changed since we saw it.
 func (s *session) rewrite(ctx context.Context, key string, seen int64, value string, id clientv3.LeaseID) (int64, error) {
@@ -190,10 +310,7 @@ func (s *session) rewrite(ctx context.Context, key string, seen int64, value str
 // create leases a free subnet. Each try is one transaction; one that loses to another host learns from it what has been
 // taken meanwhile, so the next does not choose from an old view.
 func (s *session) create(ctx context.Context, want subnet.Request) error {
-	taken := slices.Clone(want.Exclude)
-	for key, r := range s.records {
-		taken = append(taken, claims(want, key, r)...)
-	}
+	taken := s.taken(want)
 	subnets, err := choose(want, taken)
 	if err != nil {
 		return s.full(want, err)
@@ -204,12 +321,12 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 	}
 	for {
 		granted := want.Lease(subnets)
-		revision, others, err := s.claim(ctx, want, granted, id)
+		revision, others, err := s.claimFree(ctx, want, granted, id)
 		if err != nil {
 			return errors.Join(err, s.revoke(ctx, id))
 		}
 		if revision != 0 {
-			s.keep(holding{granted.Key(), revision, id, granted, ttl})
+			s.keep(holding{key: granted.Key(), created: revision, modified: revision, lease: id, granted: granted, ttl: ttl})
 			return nil
 		}
 		for _, p := range subnets.All() {
@@ -219,6 +336,18 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 			return errors.Join(s.full(want, err), s.revoke(ctx, id))
 		}
 	}
+}
+
+// taken are the addresses that can't be had.
+func (s *session) taken(want subnet.Request) []netip.Prefix {
+	taken := slices.Clone(want.Exclude)
+	for key, r := range s.records {
+		taken = append(taken, claims(want, key, r)...)
+	}
+	for key, r := range s.past.peers {
+		taken = append(taken, claims(want, key, r)...)
+	}
+	return taken
 }
 
 // claims are the addresses that a stored key takes: its subnets, if the network has such, and its host's public address,
@@ -279,9 +408,9 @@ func (s *session) full(want subnet.Request, err error) error {
 	return fmt.Errorf("%w: %d leased and %d reserved of %d; release some (tulle lease ls) or enlarge the network (tulle config set)", err, leased, reserved, total)
 }
 
-// claim writes a key that must not exist, and returns the revision, or 0 and what others hold by now. The IPv4 subnet must
+// claimFree writes a key that must not exist, and returns the revision, or 0 and what others hold by now. The IPv4 subnet must
 // be free with whatever IPv6 subnet it is paired.
-func (s *session) claim(ctx context.Context, want subnet.Request, l subnet.Lease, id clientv3.LeaseID) (int64, []netip.Prefix, error) {
+func (s *session) claimFree(ctx context.Context, want subnet.Request, l subnet.Lease, id clientv3.LeaseID) (int64, []netip.Prefix, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	name := s.client.subnetKey(l.Key())
@@ -316,18 +445,24 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 
 // keep holds h from now on, and renews it. The record of it is made here: its event may be long in coming.
 func (s *session) keep(h holding) {
+	renewing := s.own.lease == h.lease && s.keepAlive != nil
+	if h.renewed = time.Now(); renewing {
+		h.renewed = s.own.renewed
+	}
+	if !s.contest.asked {
+		s.contest = contest{}
+	}
 	if r := s.records[h.key]; r.modified < h.modified {
-		created := r.entry.Created
-		if created == 0 {
-			created = h.modified
-		}
-		r = record{entry: subnet.Entry{Lease: h.granted, Created: created, Reserved: h.lease == clientv3.NoLease},
+		r = record{entry: subnet.Entry{Lease: h.granted, Created: h.created, Reserved: h.lease == clientv3.NoLease},
 			modified: h.modified, lease: h.lease, value: string(h.granted.MarshalValue())}
 		s.records[h.key] = r
-		s.store.publish(func(u *subnet.Update) { u.Leases[h.key] = r.entry })
+		s.store.publish(func(u *subnet.Update) {
+			s.own = h // the reader must not take its own lease for a peer's
+			s.tellOwn(&u.Own, nil)
+			u.Leases[h.key] = r.entry
+		})
 	}
-	renewing := s.own.lease == h.lease && s.keepAlive != nil
-	s.own, s.lost = h, false
+	s.own, s.lost, s.reclaim = h, false, false
 	if renewing {
 		return
 	}
@@ -373,5 +508,6 @@ func (s *session) renewed(r *clientv3.LeaseKeepAliveResponse, open bool) {
 		s.keepAlive = nil
 		return
 	}
-	s.store.publish(func(u *subnet.Update) { u.Own.Renewed, u.Own.TTL = time.Now().Unix(), r.TTL })
+	s.own.renewed, s.own.ttl = time.Now(), seconds(r.TTL)
+	s.store.publish(func(u *subnet.Update) { u.Own.Renewed, u.Own.TTL = s.own.renewed, s.own.ttl })
 }

@@ -65,7 +65,7 @@ func TestRestartWritesNothing(t *testing.T) {
 	key := first.key()
 	first.stop()
 	before, count := n.keys(), calls{}
-	second := n.join(want("192.0.2.1", wide), count.dial()...)
+	second := n.join(after(first.last.Own, want("192.0.2.1", wide)), count.dial()...)
 	second.sees(n)
 	if second.key() != key {
 		t.Errorf("holds %s after a restart, before it %s", second.key(), key)
@@ -148,7 +148,7 @@ func TestReservationStaysOne(t *testing.T) {
 		if life > 0 && !maps.Equal(keys, before) {
 			t.Errorf("a restart wrote: %v, before %v", keys, before)
 		}
-		before = keys
+		before, r = keys, after(h.last.Own, r)
 		h.stop()
 	}
 }
@@ -170,15 +170,51 @@ func TestOwnKeyReleased(t *testing.T) {
 	}
 }
 
+// Somebody writes another host over our lease. We neither write over that nor move away; when it is gone we have ours again.
 func TestOwnKeyOverwritten(t *testing.T) {
 	n := newNetwork(t)
 	h := n.join(want("192.0.2.1", wide))
 	key := h.key()
 	n.put(key, value("192.0.2.9"))
-	h.until("another subnet", func() bool { return h.last.Own.Held() && h.key() != key })
+	h.until("a rival", func() bool { return h.last.Own.Rival != "" })
+	if got := h.last.Own; !strings.HasPrefix(got.Rival, "192.0.2.9 wrote itself into our lease "+key) || !got.Held() || h.key() != key || got.Err != nil {
+		t.Errorf("own is %+v", got)
+	}
 	if got := n.keys()[key].value; got != value("192.0.2.9") {
 		t.Errorf("the other host's lease is now %s", got)
 	}
+	n.release(strings.Replace(key, "-", "/", 1))
+	h.until("no rival", func() bool { return h.last.Own.Rival == "" })
+	h.holds(key)
+}
+
+// A value that nobody can read is nobody's: it is written anew.
+func TestOwnKeySpoilt(t *testing.T) {
+	n := newNetwork(t)
+	h := n.join(want("192.0.2.1", wide))
+	key := h.key()
+	before := n.keys()[key]
+	n.put(key, "garbage")
+	h.sees(n)
+	h.until("readable again", func() bool { return n.keys()[key].value == before.value })
+	h.holds(key)
+}
+
+// Our lease expires while we are away, and another host takes the subnet.
+func TestOwnKeyTakenAfterItExpired(t *testing.T) {
+	n, w := newNetwork(t), &wire{}
+	h := n.join(want("192.0.2.1", wide), w.dial())
+	key := h.key()
+	w.cut()
+	h.until("out of reach", func() bool { return h.last.Err != nil })
+	n.release(strings.Replace(key, "-", "/", 1))
+	other := n.join(previous(want("192.0.2.2", wide), strings.Replace(key, "-", "/", 1)))
+	if other.key() != key {
+		t.Fatalf("the other host holds %s", other.key())
+	}
+	w.mend()
+	h.until("another subnet", func() bool { return h.last.Own.Held() && h.key() != key && h.last.Own.Err == nil })
+	other.holds(key)
 }
 
 func TestOwnEtcdLeaseRevoked(t *testing.T) {

@@ -20,6 +20,7 @@ type ServerOptions struct {
 	InitialCluster           string   `help:"All members, as NAME=PEER-URL,… (default: this one alone)." placeholder:"MEMBERS"`
 	InitialClusterState      string   `default:"new" enum:"new,existing" help:"Whether the cluster is new or existing."`
 	InitialClusterToken      string   `default:"tulle" help:"What tells this cluster from others." placeholder:"TOKEN"`
+	QuotaBackendBytes        int64    `help:"Size at which etcd refuses writes and raises the alarm NOSPACE (0: etcd's own default, 2 GiB)." placeholder:"BYTES"`
 	ConfigFile               string   `help:"etcd's own config file; it takes the place of all other flags." placeholder:"FILE"`
 }
 
@@ -64,6 +65,7 @@ func (o ServerOptions) config() (*embed.Config, error) {
 	}
 	config := embed.NewConfig()
 	config.Name, config.Dir, config.LogLevel = o.Name, o.DataDir, "warn"
+	config.QuotaBackendBytes = o.QuotaBackendBytes
 	config.ClusterState, config.InitialClusterToken = o.InitialClusterState, o.InitialClusterToken
 	if len(o.AdvertiseClientUrls) == 0 {
 		o.AdvertiseClientUrls = o.ListenClientUrls

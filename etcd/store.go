@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -21,9 +22,11 @@ import (
 // one Update that waits until it is taken. It also holds the lease that the agent asks for. Want, Take and Changed are for
 // any goroutine.
 type Store struct {
-	options Options
-	changed chan struct{} // capacity one: something waits to be taken
-	wanted  chan struct{} // capacity one: the request is another
+	options    Options
+	name       string        // of this life of this host, among those who claim a key
+	answerWait time.Duration // for a key's holder
+	changed    chan struct{} // capacity one: something waits to be taken
+	wanted     chan struct{} // capacity one: the request is another
 
 	mu      sync.Mutex
 	pending subnet.Update
@@ -32,7 +35,12 @@ type Store struct {
 
 // NewStore returns a Store. It does nothing before Run.
 func NewStore(o Options) *Store {
-	return &Store{options: o, changed: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
+	host, err := os.Hostname()
+	if err != nil {
+		host = "a host without a name"
+	}
+	return &Store{options: o, name: fmt.Sprintf("%s (%08x)", host, rand.Uint32()), answerWait: answerWait,
+		changed: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 		pending: subnet.Update{Leases: map[string]subnet.Entry{}, Err: errors.New("no answer from etcd yet")}}
 }
 
@@ -67,6 +75,16 @@ func (s *Store) publish(change func(u *subnet.Update)) {
 	ring(s.changed)
 }
 
+// outOfReach publishes why etcd is, unless that is known.
+func (s *Store) outOfReach(err error) {
+	s.mu.Lock()
+	known := s.pending.Err != nil && s.pending.Err.Error() == err.Error()
+	s.mu.Unlock()
+	if !known {
+		s.publish(func(u *subnet.Update) { u.Err = err })
+	}
+}
+
 func ring(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -76,25 +94,31 @@ func ring(c chan struct{}) {
 
 // Run follows etcd until ctx ends. Whatever goes wrong is told by Update.Err, and tried again.
 func (s *Store) Run(ctx context.Context) error {
-	retry, own := pause{}, holding{}
+	session := session{store: s, records: map[string]record{}}
 	for ctx.Err() == nil {
-		session := session{store: s, records: map[string]record{}, synced: retry.reset, own: own}
 		err := session.run(ctx)
-		own = session.own // a new connection is no reason for another subnet
+		wait := rand.N(spread)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, rpctypes.ErrCompacted): // the list is out of date, etcd is well
-			continue
+		case errors.Is(err, rpctypes.ErrCompacted): // what has changed since can't be told any more; etcd is well
+			session.stale = true
+		case errors.Is(err, errRewritten):
+			session.remember()
+		default:
+			wait = session.retry.next()
+			s.outOfReach(err)
 		}
-		s.publish(func(u *subnet.Update) { u.Err = err })
 		select {
 		case <-ctx.Done():
-		case <-time.After(retry.next()):
+		case <-time.After(wait):
 		}
 	}
 	return nil
 }
+
+// spread is over how long hosts that must all list anew, for the same reason, spread their calls.
+const spread = time.Second
 
 // pause grows from a quarter of a second to fifteen, spread so that hosts that fail together don't return together.
 type pause struct{ tries int }
@@ -115,41 +139,66 @@ type record struct {
 	value    string
 }
 
-// session is one list and the watch from there on, with the lease held meanwhile. It is one goroutine's.
+// session is what the Store knows of etcd, and the lease that it holds, from one connection to the next. It is one
+// goroutine's.
 type session struct {
 	store   *Store
-	client  *Client
+	client  *Client           // of this connection
 	records map[string]record // by key name
-	synced  func()            // the list has arrived
+	history history           // as of which they are whole
+	stale   bool              // they must be listed anew
+	past    past
+	alarm   string
+	retry   pause // between connections
 
 	own       holding
-	lost      bool                                    // it is known that nothing is held
+	lost      bool  // it is known that nothing is held
+	reclaim   bool  // what is held is ours, whoever has it in etcd's new history
+	claim     claim // of a key that may be ours
+	contest   contest
 	keepAlive <-chan *clientv3.LeaseKeepAliveResponse // nil while nothing is to be renewed
 	stop      context.CancelFunc                      // ends keepAlive
-	retry     pause
+	again     pause                                   // between tries to get or keep a lease
 }
 
+// run is one connection. It returns when a new one must be made, or all must be listed anew.
 func (s *session) run(ctx context.Context) error {
 	client, err := Dial(ctx, s.store.options)
 	if err != nil {
 		return err
 	}
+	ctx, cut := context.WithCancelCause(ctx)
+	var link sync.WaitGroup
+	defer link.Wait()
 	defer client.Close()
-	s.client, s.stop = client, func() {}
+	defer cut(nil)
+	s.client, s.keepAlive, s.stop = client, nil, func() {}
+	client.failing = s.refused
 	defer func() { s.stop() }()
+	link.Go(func() { s.watchLink(ctx, cut) })
 
-	revision, err := s.list(ctx)
-	if err != nil {
-		return client.explain(err)
+	if s.stale || s.history.revision == 0 {
+		err = s.list(ctx)
+	} else {
+		err = s.probe(ctx)
 	}
-	s.synced()
-	watchCtx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	watch := client.etcd.Watch(watchCtx, client.prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(revision+1))
-	link := s.watchLink(watchCtx)
+	if err == nil {
+		s.retry.reset()
+		err = s.follow(ctx)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return client.explain(err)
+}
 
-	again := time.NewTimer(0) // fires when the lease is to be looked after
-	defer again.Stop()
+// follow folds what the watch tells, and looks after the lease.
+func (s *session) follow(ctx context.Context) error {
+	watch := s.client.etcd.Watch(clientv3.WithRequireLeader(ctx), s.client.prefix+"/", clientv3.WithPrefix(),
+		clientv3.WithRev(s.history.revision+1), clientv3.WithProgressNotify())
+	hold, probe := time.NewTimer(0), time.NewTimer(probeEvery())
+	defer hold.Stop()
+	defer probe.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -159,20 +208,25 @@ func (s *session) run(ctx context.Context) error {
 				return watchError(r.Err())
 			}
 			if s.fold(r.Events, r.Header.Revision) {
-				again.Reset(0)
+				hold.Reset(0)
 			}
 		case r, open := <-s.keepAlive:
 			if s.renewed(r, open); !open {
-				again.Reset(0)
+				hold.Reset(0)
 			}
 		case <-s.store.wanted:
-			again.Reset(0)
-		case <-again.C:
-			if err := s.hold(ctx); err != nil {
-				again.Reset(s.retry.next())
+			hold.Reset(0)
+		case <-hold.C:
+			if wait := s.hold(ctx); wait > 0 {
+				hold.Reset(wait)
 			}
-		case err := <-link:
-			s.store.publish(func(u *subnet.Update) { u.Err = err })
+		case <-probe.C:
+			if err := s.probe(ctx); err != nil {
+				return err
+			}
+			probe.Reset(probeEvery())
+		case <-s.past.due():
+			s.tend(ctx)
 		}
 	}
 }
@@ -184,36 +238,60 @@ func watchError(err error) error {
 	return err
 }
 
-// list reads the config and all leases in one call and returns their revision.
-func (s *session) list(ctx context.Context) (int64, error) {
+// list reads the config and all leases in one call.
+func (s *session) list(ctx context.Context) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	list, err := s.client.etcd.Get(ctx, s.client.prefix+"/", clientv3.WithPrefix())
 	if err != nil {
-		return 0, err
+		return err
 	}
 	var config subnet.StoredConfig
-	leases := map[string]subnet.Entry{}
+	records := map[string]record{}
 	for _, kv := range list.Kvs {
 		key, isLease := strings.CutPrefix(string(kv.Key), s.client.subnetsPrefix())
 		switch {
 		case isLease:
-			s.records[key] = readRecord(key, kv)
-			leases[key] = s.records[key].entry
+			records[key] = readRecord(key, kv)
 		case string(kv.Key) == s.client.configKey():
 			config = readConfig(kv)
 		}
 	}
+	if s.contradicts(list.Header, records) {
+		return errRewritten
+	}
+	s.records, s.stale = records, false
+	s.history = history{list.Header.ClusterId, list.Header.RaftTerm, list.Header.Revision}
+	s.past.settle(s.records)
+	leases := map[string]subnet.Entry{}
+	for key, r := range s.records {
+		leases[key] = r.entry
+	}
+	for key, r := range s.past.peers {
+		leases[key] = r.entry
+	}
 	s.store.publish(func(u *subnet.Update) {
 		u.Revision, u.Config, u.Leases, u.Reset, u.Err = list.Header.Revision, config, leases, true, nil
 	})
-	return list.Header.Revision, nil
+	if s.alarm != "" {
+		s.alarm = s.alarms(ctx)
+	}
+	s.tell()
+	return nil
 }
 
-// fold takes events in, and reports whether they concern the lease that is held or wanted.
+// fold takes events in, and reports whether they concern the lease that is held or wanted. Without events, etcd tells that
+// there were none up to the revision, so that a watch made anew need not begin with what is long compacted.
 func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool) {
+	if len(events) > 0 { // the response's own may be of events that come with the next
+		revision = events[len(events)-1].Kv.ModRevision
+	}
+	s.history.revision = max(s.history.revision, revision)
+	if len(events) == 0 {
+		return false
+	}
 	s.store.publish(func(u *subnet.Update) {
-		u.Revision, u.Err = revision, nil
+		u.Revision = revision
 		for _, e := range events {
 			key, isLease := strings.CutPrefix(string(e.Kv.Key), s.client.subnetsPrefix())
 			switch {
@@ -221,12 +299,14 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 			case isLease && e.Type == clientv3.EventTypeDelete:
 				concerned = concerned || key == s.own.key || s.own.key == "" // one that is gone is one that is free
 				delete(s.records, key)
-				u.Leases[key] = subnet.Entry{}
+				if !s.past.keeps(key, record{}) {
+					u.Leases[key] = subnet.Entry{}
+				}
 			case isLease:
 				r, old := readRecord(key, e.Kv), s.records[key]
-				concerned = concerned || key == s.own.key && r.modified != s.own.modified
+				concerned = concerned || r.modified != old.modified && (key == s.own.key || key == s.claim.key)
 				s.records[key] = r
-				if r.entry.Err != nil || r.entry != old.entry { // flanneld renews by writing the same again
+				if !s.past.keeps(key, r) && (r.entry.Err != nil || r.entry != old.entry) { // flanneld renews by writing the same again
 					u.Leases[key] = r.entry
 				}
 			case string(e.Kv.Key) != s.client.configKey():
@@ -250,33 +330,26 @@ func readRecord(key string, kv *mvccpb.KeyValue) record {
 
 func readConfig(kv *mvccpb.KeyValue) subnet.StoredConfig {
 	c, unknown, err := subnet.ParseConfig(kv.Value)
-	return subnet.StoredConfig{Revision: kv.ModRevision, Config: c, Unknown: unknown, Err: err}
+	return subnet.StoredConfig{Revision: kv.ModRevision, Config: c, Unknown: unknown, Err: err, Text: string(kv.Value)}
 }
 
-// watchLink tells of the connection's loss, and with a nil of its return: the watch itself only waits, and renewals are
-// hours apart.
-func (s *session) watchLink(ctx context.Context) <-chan error {
-	c := make(chan error)
+// watchLink cuts the session off when its connection is lost: the watch itself would go on with the next one, and with
+// another etcd's history if this one was replaced meanwhile.
+func (s *session) watchLink(ctx context.Context, cut context.CancelCauseFunc) {
 	conn := s.client.etcd.ActiveConnection()
-	go func() {
-		for state, told := conn.GetState(), true; ; state = conn.GetState() {
-			var err error
-			up := state == connectivity.Ready || state == connectivity.Idle
-			if !up {
-				err = fmt.Errorf("no connection to etcd at %s", strings.Join(s.store.options.Endpoints, ", "))
-			}
-			if up != told && state != connectivity.Connecting {
-				select {
-				case c <- err:
-					told = up
-				case <-ctx.Done():
-					return
-				}
-			}
-			if !conn.WaitForStateChange(ctx, state) {
-				return
-			}
+	for had, state := false, conn.GetState(); ; state = conn.GetState() {
+		if had && state != connectivity.Ready {
+			cut(fmt.Errorf("no connection to etcd at %s", strings.Join(s.store.options.Endpoints, ", ")))
+			return
 		}
-	}()
-	return c
+		had = state == connectivity.Ready
+		if !conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
+}
+
+// refused tells at once why there is no connection: the call that waits for one gives up much later.
+func (s *session) refused() {
+	s.store.outOfReach(s.client.explain(context.DeadlineExceeded))
 }

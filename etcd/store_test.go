@@ -121,7 +121,7 @@ func TestWatchGap(t *testing.T) {
 	w.mend()
 	h.until("seen", func() bool { return h.entries["10.5.2.0-24"].Created != 0 })
 	h.until("in reach", func() bool { return h.last.Err == nil })
-	if got := count.counted(); got["Range"] != 1 || got["Txn"] != 1 || h.key() != key {
+	if got := count.counted(); got["Range"] != 2 || got["Txn"] != 1 || h.key() != key { // one list, and one look at the newest key
 		t.Errorf("calls %v, own %+v", got, h.last.Own)
 	}
 }

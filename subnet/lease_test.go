@@ -248,7 +248,7 @@ func TestUpdateMerge(t *testing.T) {
 func TestRequest(t *testing.T) {
 	t.Parallel()
 	full := Request{
-		Range: Pair[Range]{V4: rangeOf(t, "10.5.0.0/16", 24)}, PublicIP: addrs("192.168.50.11"), Previous: subnets("10.5.65.0/24"),
+		Range: Pair[Range]{V4: rangeOf(t, "10.5.0.0/16", 24)}, PublicIP: addrs("192.168.50.11"), Previous: subnets("10.5.65.0/24"), Revision: 7,
 		Exclude: []netip.Prefix{netip.MustParsePrefix("10.5.1.0/24")}, Backend: "vxlan", Data: Pair[string]{V4: "{}"},
 	}
 	for i := range reflect.TypeFor[Request]().NumField() {

@@ -3,6 +3,7 @@ package subnet
 import (
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Update is what the lease store knows that its reader does not know yet: the state as of Revision, and, so that a join
@@ -15,11 +16,13 @@ type Update struct {
 	Reset    bool             // Leases is the whole set: forget what it does not hold
 	Leases   map[string]Entry // by key name; the zero Entry for one that is gone
 	Err      error            // why the store has lost touch with etcd; nil while it is in touch
+	Alert    string           // what an operator should do something about in etcd; "" for nothing
 }
 
 // StoredConfig is the network's config as found in etcd.
 type StoredConfig struct {
 	Revision int64 // of the config's last change; 0 if none is stored
+	Text     string
 	Config   Config
 	Unknown  []string // keys that Config does not know
 	Err      error    // why it can't be used
@@ -40,9 +43,11 @@ type Entry struct {
 type Own struct {
 	Lease    Lease // the zero Lease while none is held
 	Reserved bool
-	Renewed  int64 // when etcd last confirmed it, Unix seconds by this host's clock
-	TTL      int64 // seconds from then; 0 if reserved
-	Err      error // why none is held, or why a held one could not be renewed
+	Revision int64         // etcd's, of the key as we wrote or found it: by it the next life knows that nobody else took it
+	Renewed  time.Time     // when etcd last confirmed it
+	TTL      time.Duration // from then; 0 if reserved
+	Err      error         // why none is held, or why a held one could not be renewed
+	Rival    string        // which other host claims the same; "" for none
 }
 
 // Held reports whether a lease is held.
@@ -53,6 +58,7 @@ type Request struct {
 	Range    Pair[Range]        // what the subnets must come from
 	PublicIP Pair[netip.Addr]   // finds the host's reservation or its earlier lease again
 	Previous Pair[netip.Prefix] // the subnets held in an earlier life: taken again if they are free
+	Revision int64              // Own.Revision of that life; 0 if it isn't known
 	Exclude  []netip.Prefix     // never taken: what the underlay itself needs
 	Backend  string             // to be published with the lease, as Data
 	Data     Pair[string]
@@ -60,7 +66,7 @@ type Request struct {
 
 // Equal reports whether q asks for the same as r.
 func (r Request) Equal(q Request) bool {
-	return r.Range == q.Range && r.PublicIP == q.PublicIP && r.Previous == q.Previous && slices.Equal(r.Exclude, q.Exclude) &&
+	return r.Range == q.Range && r.PublicIP == q.PublicIP && r.Previous == q.Previous && r.Revision == q.Revision && slices.Equal(r.Exclude, q.Exclude) &&
 		r.Backend == q.Backend && r.Data == q.Data
 }
 

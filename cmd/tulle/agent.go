@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -48,14 +49,15 @@ type agentCmd struct {
 	PublicIP      netip.Addr `group:"underlay" name:"public-ip" help:"IPv4 address that peers send to, if it isn't the device's own." placeholder:"IP"`
 	PublicIPv6    netip.Addr `group:"underlay" name:"public-ipv6" env:"TULLE_PUBLIC_IPV6" help:"The same for IPv6." placeholder:"IP"`
 
-	IPMasq       bool   `name:"ip-masq" default:"true" negatable:"" help:"Masquerade what leaves the overlay."`
-	ForwardRules bool   `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain."`
-	Bridge       string `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
-	AttachAddrs  int    `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
-	DaemonJSON   string `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
-	Listen       string `default:"127.0.0.1:9494" help:"Where to serve /status, /healthz, /readyz and /metrics; empty for nowhere (default ${default})." placeholder:"ADDR"`
-	LogLevel     string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
-	LogFormat    string `default:"text" enum:"text,json" help:"text or json."`
+	IPMasq       bool          `name:"ip-masq" default:"true" negatable:"" help:"Masquerade what leaves the overlay."`
+	PeerGrace    time.Duration `default:"10m" help:"How long peers are kept that an etcd which was wiped, or restored from an older backup, knows no more (default ${default}; 0: not at all)." placeholder:"TIME"`
+	ForwardRules bool          `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain."`
+	Bridge       string        `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
+	AttachAddrs  int           `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
+	DaemonJSON   string        `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
+	Listen       string        `default:"127.0.0.1:9494" help:"Where to serve /status, /healthz, /readyz and /metrics; empty for nowhere (default ${default})." placeholder:"ADDR"`
+	LogLevel     string        `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	LogFormat    string        `default:"text" enum:"text,json" help:"text or json."`
 }
 
 func (c *agentCmd) Run(ctx context.Context) error {
@@ -70,6 +72,11 @@ func (c *agentCmd) Run(ctx context.Context) error {
 	if err := needAdmin(); err != nil {
 		return err
 	}
+	unlock, stranger, err := agent.LockHost()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	k, err := kernel.Open()
 	if err != nil {
 		return err
@@ -81,6 +88,10 @@ func (c *agentCmd) Run(ctx context.Context) error {
 	}
 	log := c.logger()
 	log.Info("tulle agent", "version", version, "commit", commit, "etcd", c.EtcdEndpoints, "prefix", c.EtcdPrefix)
+	if stranger != nil {
+		log.Warn("nothing keeps a second agent from starting on this host", "error", stranger)
+	}
+	options.Grace = c.PeerGrace
 	a := agent.New(config, etcd.NewStore(options), k, firewall, prometheus.NewRegistry(), log)
 	err = a.Run(ctx)
 	if err == nil {
@@ -103,6 +114,9 @@ func (c *agentCmd) config() (agent.Config, error) {
 			return agent.Config{}, fmt.Errorf("--public-ip and --public-ipv6: %s is not an %s address", a, f)
 		}
 	}
+	if c.PeerGrace < 0 {
+		return agent.Config{}, fmt.Errorf("--peer-grace: %s is not a time to keep peers for: 10m, or 0 for not at all", c.PeerGrace)
+	}
 	if c.AttachAddrs < 0 {
 		return agent.Config{}, fmt.Errorf("--attach-addresses: %d is not a number of addresses: 0 for none, or how many tulle attach needs", c.AttachAddrs)
 	}
@@ -117,9 +131,9 @@ func (c *agentCmd) config() (agent.Config, error) {
 	}, nil
 }
 
-// setConfig is the command that stores a network config where this agent looks for it.
+// setConfig is the command that stores its input as the network config, where this agent looks for it.
 func (c *agentCmd) setConfig() string {
-	command := `echo '{"Network":"10.5.0.0/16"}' | tulle config set`
+	command := "tulle config set"
 	for _, endpoint := range c.EtcdEndpoints[:1] {
 		command += " --etcd-endpoints=" + endpoint
 	}

@@ -21,11 +21,16 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 	if err := needAdmin(); err != nil {
 		return err
 	}
-	unlock, err := agent.Lock(c.RunDir)
+	unlock, _, err := agent.LockHost()
 	if err != nil {
 		return fmt.Errorf("%w: stop it first", err)
 	}
 	defer unlock()
+	unlockDir, err := agent.Lock(c.RunDir)
+	if err != nil {
+		return fmt.Errorf("%w: stop it first", err)
+	}
+	defer unlockDir()
 	k, err := kernel.Open()
 	if err != nil {
 		return err
@@ -46,7 +51,7 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 
 // files removes the agent's files, and its directories if nothing else is in them.
 func (c *cleanupCmd) files() (removed []string, err error) {
-	paths := []string{c.SubnetFile}
+	paths := []string{c.SubnetFile, filepath.Join(c.RunDir, "lease")}
 	if !filepath.IsAbs(c.SubnetFile) {
 		paths[0] = filepath.Join(c.RunDir, c.SubnetFile)
 	}
