@@ -179,7 +179,13 @@ func (c *Client) Release(ctx context.Context, p netip.Prefix) (subnet.Lease, err
 		}
 		ctx, cancel := call(ctx)
 		defer cancel()
-		_, err = c.etcd.Delete(ctx, c.subnetKey(h.Key))
+		done, err := c.etcd.Txn(ctx).
+			If(clientv3.Compare(clientv3.ModRevision(c.subnetKey(h.Key)), "=", h.Modified)).
+			Then(clientv3.OpDelete(c.subnetKey(h.Key))).
+			Commit()
+		if err == nil && !done.Succeeded {
+			err = fmt.Errorf("%s changed just now: look who holds it (tulle lease ls) and try again", p)
+		}
 		return h.Lease, c.explain(err)
 	}
 	return subnet.Lease{}, fmt.Errorf("%s: %w", p, ErrNotHeld)

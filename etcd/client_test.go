@@ -94,20 +94,7 @@ func TestUser(t *testing.T) {
 	serveFor(t, ServerOptions{DataDir: t.TempDir(), ListenClientUrls: []string{url}})
 	n := networkAt(t, url)
 	n.config(wide)
-	for _, user := range []string{"root", "nobody"} {
-		if _, err := n.raw.UserAdd(t.Context(), user, "secret-of-"+user); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := n.raw.RoleAdd(t.Context(), "root"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := n.raw.UserGrantRole(t.Context(), "root", "root"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := n.raw.AuthEnable(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	n.enableUsers("root", "nobody")
 	for _, c := range []struct{ user, password, text string }{
 		{"root", "secret-of-nobody", "etcd does not know user root with this password: check --etcd-username, and the first line of FILE"},
 		{"stranger", "secret-of-nobody", "etcd does not know user stranger with this password: check --etcd-username, and the first line of FILE"},
@@ -131,6 +118,26 @@ func TestUser(t *testing.T) {
 	h.listed()
 	h.Want(want("192.0.2.1", wide))
 	h.held()
+}
+
+// enableUsers makes etcd ask who one is. The first user may do everything.
+func (n *network) enableUsers(users ...string) {
+	n.t.Helper()
+	ctx := n.t.Context()
+	for _, user := range users {
+		if _, err := n.raw.UserAdd(ctx, user, "secret-of-"+user); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	if _, err := n.raw.RoleAdd(ctx, "root"); err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := n.raw.UserGrantRole(ctx, users[0], "root"); err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := n.raw.AuthEnable(ctx); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 func TestUserOfAnEtcdWithoutUsers(t *testing.T) {
@@ -197,15 +204,16 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// serveTLS runs an etcd that is set up by its own config file.
 func serveTLS(t *testing.T, ca authority, mutual bool) string {
 	url := strings.Replace(freeURL(), "http", "https", 1)
-	cert, key := ca.issue(t, "server")
-	peer, clients := "http://127.0.0.1:0", ""
-	if mutual {
-		clients = "  client-cert-auth: true\n  trusted-ca-file: " + ca.file
-	}
-	serveFor(t, ServerOptions{ConfigFile: write(t, "etcd.yaml", fmt.Sprintf(`
+	serveConfig(t, url, t.TempDir(), ca.transport(t, mutual))
+	return url
+}
+
+// serveConfig runs an etcd that is set up by its own config file.
+func serveConfig(t *testing.T, url, dir, more string) (stop func()) {
+	const peer = "http://127.0.0.1:0"
+	return serveFor(t, ServerOptions{ConfigFile: write(t, "etcd.yaml", fmt.Sprintf(`
 name: default
 data-dir: %s
 log-level: error
@@ -214,11 +222,17 @@ advertise-client-urls: %s
 listen-peer-urls: %s
 initial-advertise-peer-urls: %s
 initial-cluster: default=%s
-client-transport-security:
-  cert-file: %s
-  key-file: %s
-%s`, t.TempDir(), url, url, peer, peer, peer, cert, key, clients))})
-	return url
+%s`, dir, url, url, peer, peer, peer, more))})
+}
+
+// transport is the part of etcd's config that makes it serve with a certificate of a's, and want one.
+func (a authority) transport(t *testing.T, mutual bool) string {
+	cert, key := a.issue(t, "server")
+	config := fmt.Sprintf("client-transport-security:\n  cert-file: %s\n  key-file: %s\n", cert, key)
+	if mutual {
+		config += "  client-cert-auth: true\n  trusted-ca-file: " + a.file
+	}
+	return config
 }
 
 // authority signs certificates.

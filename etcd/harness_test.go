@@ -332,6 +332,32 @@ func (c *calls) dial() []grpc.DialOption {
 	}
 }
 
+// brokenWatch swallows what the watch tells next, and has etcd cancel it in its place.
+type brokenWatch struct{ next atomic.Bool }
+
+func (w *brokenWatch) dial() grpc.DialOption {
+	return grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+		s, err := stream(ctx, desc, cc, method, o...)
+		if filepath.Base(filepath.Dir(method)) != "etcdserverpb.Watch" || err != nil {
+			return s, err
+		}
+		return brokenStream{s, w}, nil
+	})
+}
+
+type brokenStream struct {
+	grpc.ClientStream
+	watch *brokenWatch
+}
+
+func (s brokenStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if r := m.(*etcdserverpb.WatchResponse); err == nil && !r.Created && s.watch.next.CompareAndSwap(true, false) {
+		r.Events, r.Canceled, r.CancelReason = nil, true, "for the test"
+	}
+	return err
+}
+
 // slowWatch keeps a watch's events back until open is closed: etcd does not promise when they come.
 type slowWatch struct{ open chan struct{} }
 

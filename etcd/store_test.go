@@ -126,6 +126,28 @@ func TestWatchGap(t *testing.T) {
 	}
 }
 
+// A watch that etcd cancels, as it does without a leader, goes on where it was: nothing is missed, nothing listed.
+func TestWatchCancelled(t *testing.T) {
+	n, broken, count := newNetwork(t), &brokenWatch{}, calls{}
+	h := n.join(want("192.0.2.1", wide), append(count.dial(), broken.dial())...)
+	key := h.key()
+	h.sees(n)
+	for i := range 3 {
+		broken.next.Store(true)
+		peer := fmt.Sprintf("10.5.%d.0-24", i+2)
+		n.put(peer, value("192.0.2.2"))
+		h.until("out of reach", func() bool { return h.last.Err != nil })
+		if text := h.last.Err.Error(); text != "etcd ended the watch" {
+			t.Errorf("the error is %q", text)
+		}
+		h.until("seen", func() bool { return h.last.Err == nil && h.entries[peer].Created != 0 })
+	}
+	h.holds(key)
+	if lists := count.lists(); lists != 1 || h.last.Alert != "" {
+		t.Errorf("%d lists; alert %q", lists, h.last.Alert)
+	}
+}
+
 func TestMalformedDisturbNobody(t *testing.T) {
 	n := newNetwork(t)
 	bad := map[string]string{
