@@ -58,7 +58,7 @@ func ring(c chan struct{}) {
 	}
 }
 
-// fakeKernel records what it is told. It finds the same underlay at every look.
+// fakeKernel records what it is told.
 type fakeKernel struct {
 	doorbell chan struct{}
 	underlay backend.Underlay
@@ -75,7 +75,17 @@ func (k *fakeKernel) Listen(ctx context.Context) error { <-ctx.Done(); return ni
 
 func (k *fakeKernel) Doorbell() <-chan struct{} { return k.doorbell }
 
-func (k *fakeKernel) Underlay(backend.Choice) (backend.Underlay, error) { return k.underlay, nil }
+func (k *fakeKernel) Underlay(backend.Choice) (backend.Underlay, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.underlay, nil
+}
+
+func (k *fakeKernel) setMTU(mtu int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.underlay.MTU = mtu
+}
 
 // Addresses are those that the plan last applied has.
 func (k *fakeKernel) Addresses(device string) (addrs []netip.Prefix, err error) {

@@ -254,20 +254,32 @@ func (a *Agent) replan() (*backend.Plan, error) {
 		a.say("excluded", slog.LevelWarn, "the network's range contains the underlay's own: subnets that cover it are never leased nor routed",
 			"network", config.Range.V4.Network, "underlay", fmt.Sprint(s.excluded))
 	}
-	a.request(b, config, underlay)
-	switch {
-	case !s.own.Held() && s.lost != nil:
-		return nil, fmt.Errorf("waiting for a lease: %w", s.lost)
-	case !s.own.Held():
-		return nil, fmt.Errorf("waiting for a lease%w", errSaid)
-	}
-	for f, r := range config.Range.All() {
-		if !r.Contains(s.own.Lease.Subnet.Of(f)) {
-			return nil, fmt.Errorf("waiting for a lease in the network's new range %s; %s is outside it", r.Network, s.own.Lease.Subnet.Of(f))
-		}
+	if err := s.unleased(config); err != nil {
+		a.request(b, config, underlay)
+		return nil, err
 	}
 	host := backend.Host{Config: config, Self: s.own.Lease, Underlay: underlay, Options: a.options()}
-	return backend.NewPlan(b, host, s.entries)
+	plan, err := backend.NewPlan(b, host, s.entries)
+	if err == nil { // else peers would be told of what this host can't do
+		a.request(b, config, underlay)
+	}
+	return plan, err
+}
+
+// unleased says why no lease is held that the config has room for; nil if one is.
+func (s *state) unleased(config subnet.Config) error {
+	switch {
+	case !s.own.Held() && s.lost != nil:
+		return fmt.Errorf("waiting for a lease: %w", s.lost)
+	case !s.own.Held():
+		return fmt.Errorf("waiting for a lease%w", errSaid)
+	}
+	for f, r := range config.Range.All() {
+		if p := s.own.Lease.Subnet.Of(f); !r.Contains(p) {
+			return fmt.Errorf("waiting for a lease in the network's new range %s; %s is outside it", r.Network, p)
+		}
+	}
+	return nil
 }
 
 // request asks the store for a lease. It may be asked the same again.

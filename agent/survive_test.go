@@ -219,3 +219,24 @@ func panicIn(t *testing.T, where string) {
 		_, _ = s.Client().Get(s.URL)
 	}
 }
+
+// A config that this host can't run is not published as if it did: the lease stays as it is, like the kernel.
+func TestConfigIsNeverHalfApplied(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.ready()
+		r.kernel.setMTU(600)
+		state, asked := r.kernel.state(), r.store.lastWant()
+		r.setConfig(`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`)
+		if ready, reason := r.agent.Status().Ready, r.agent.Status().Reason; ready || !strings.Contains(reason, "MTU 600") {
+			r.Errorf("ready %t: %s", ready, reason)
+		}
+		if r.kernel.state() != state || !r.store.lastWant().Equal(asked) {
+			r.Errorf("asked for %+v, applied\n%s", r.store.lastWant(), r.kernel.state())
+		}
+		r.kernel.setMTU(1500)
+		r.pass(time.Minute)
+		if !strings.Contains(r.kernel.state(), "tulle.7") || !strings.Contains(r.store.lastWant().Data.V4, `"VNI":7`) {
+			r.Errorf("asked for %+v, applied\n%s", r.store.lastWant(), r.kernel.state())
+		}
+	})
+}

@@ -55,7 +55,8 @@ type Link struct {
 	Down  bool  // never wanted; observed of a link that somebody set down
 }
 
-// VXLAN is what a VXLAN device can't change after it was made (RFC 7348).
+// VXLAN is what makes a VXLAN device (RFC 7348). Of these, only Local and Parent can be changed later (vxlan_changelink,
+// drivers/net/vxlan/vxlan_core.c).
 type VXLAN struct {
 	VNI      uint32
 	Port     uint16     // UDP destination

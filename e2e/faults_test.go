@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -105,6 +106,55 @@ func TestConfigChange(t *testing.T) {
 	if status := in(t, l.Nodes[0].Namespace, binary, "status"); !strings.Contains(status, "restart it") {
 		t.Errorf("tulle status does not say that Docker must be restarted:\n%s", status)
 	}
+}
+
+// TestBackendChange changes how packets are carried while the agents run. None is restarted, and subnets stay.
+func TestBackendChange(t *testing.T) {
+	l := newLab(t, lab.Options{Hosts: 2})
+	a, b := l.Nodes[0], l.Nodes[1]
+	for _, change := range []struct{ backend, device string }{ // the device as `ip -d link` then has it
+		{`{"Type":"vxlan","VNI":4096}`, "tulle.4096: vxlan id 4096 dstport 8472 mtu 1450"},
+		{`{"Type":"vxlan","VNI":4096,"Port":4789}`, "tulle.4096: vxlan id 4096 dstport 4789 mtu 1450"},
+		{`{"Type":"vxlan","VNI":4096,"Port":4789,"MTU":1400}`, "tulle.4096: vxlan id 4096 dstport 4789 mtu 1350"},
+		{`{"Type":"VXLAN","DirectRouting":true}`, "tulle.1: vxlan id 1 dstport 8472 mtu 1450"},
+	} {
+		setConfig(t, l, `{"Network":"10.5.0.0/16","Backend":`+change.backend+`}`)
+		eventually(t, 10*time.Second, "both hosts carry packets by "+change.backend, func() error {
+			for _, h := range []*lab.Host{a, b} {
+				if got := vxlanText(t, h); got != change.device {
+					return fmt.Errorf("%s has %q, want %q", h.Name, got, change.device)
+				}
+			}
+			r, err := lab.Ping(t.Context(), a.Container.Namespace, b.Container.Address, 1, 84)
+			if err == nil && r.Lost() > 0 {
+				err = fmt.Errorf("ping lost")
+			}
+			return err
+		})
+	}
+	etcdctl(t, l, "put", "/coreos.com/network/config", `{"Network":"10.5.0.0/16","Backend":{"Type":"carrier-pigeon"}}`)
+	for _, h := range []*lab.Host{a, b} {
+		eventually(t, 10*time.Second, h.Name+" refuses a backend that it does not know", func() error { return logs(t, l, h, "carrier-pigeon") })
+		if err := h.Ready(t.Context()); err != nil {
+			t.Errorf("%s: %v", h.Name, err)
+		}
+		if got := vxlanText(t, h); !strings.HasPrefix(got, "tulle.1: ") {
+			t.Errorf("%s has %q", h.Name, got)
+		}
+	}
+	ping(t, a.Container, b.Container, 84)
+}
+
+// vxlanText is what a host has by way of VXLAN devices.
+func vxlanText(t *testing.T, h *lab.Host) string {
+	t.Helper()
+	var devices []string
+	for line := range strings.Lines(in(t, h.Namespace, "ip", "-o", "-d", "link", "show", "type", "vxlan")) {
+		words := strings.Fields(line)
+		after := func(word string) string { return words[slices.Index(words, word)+1] }
+		devices = append(devices, fmt.Sprintf("%s vxlan id %s dstport %s mtu %s", words[1], after("id"), after("dstport"), after("mtu")))
+	}
+	return strings.Join(devices, "; ")
 }
 
 // TestUnderlayInNetwork has a network whose range contains the underlay's. Its subnet is never leased, and never routed.

@@ -59,7 +59,8 @@ func (c conn) listAddrs() ([]ifAddr, error) {
 	return list, err
 }
 
-// observeAddrs lists our addresses. Ours: protocol 84, and those wanted, whoever set them.
+// observeAddrs lists our addresses. Ours: protocol 84, and those wanted, whoever set them. One that is wanted but has lost its
+// connected route is left out: it doesn't do what it is wanted for.
 func (k *Kernel) observeAddrs(want map[backend.Addr]struct{}) (map[backend.Addr]struct{}, error) {
 	list, err := k.conn.listAddrs()
 	if err != nil {
@@ -69,18 +70,59 @@ func (k *Kernel) observeAddrs(want map[backend.Addr]struct{}) (map[backend.Addr]
 	for name, index := range k.devices {
 		names[index] = name
 	}
+	routes, err := k.conn.listRoutes(unix.RTPROT_KERNEL, unix.AF_INET) // after the addresses that they follow from
+	if err != nil {
+		return nil, err
+	}
+	connected := map[backend.Addr]bool{}
+	for _, r := range routes {
+		if r.scope == unix.RT_SCOPE_LINK {
+			connected[backend.Addr{Dev: names[r.index], Prefix: r.dst}] = true
+		}
+	}
 	have := map[backend.Addr]struct{}{}
 	for _, a := range list {
 		addr := backend.Addr{Dev: names[a.index], Prefix: a.prefix}
-		if _, wanted := want[addr]; wanted || a.protocol == protocol {
+		_, wanted := want[addr]
+		lacking := connects(a.prefix) && a.flags&unix.IFA_F_NOPREFIXROUTE == 0 &&
+			!connected[backend.Addr{Dev: addr.Dev, Prefix: a.prefix.Masked()}]
+		if wanted && !lacking || !wanted && a.protocol == protocol {
 			have[addr] = struct{}{}
 		}
 	}
 	return have, nil
 }
 
+// connects reports whether the kernel makes a route to an address's prefix that we look after.
+func connects(p netip.Prefix) bool { return p.Addr().Is4() && !p.IsSingleIP() }
+
+// setAddr adds an address, or to one that is there the connected route that it has lost.
 func (k *Kernel) setAddr(a backend.Addr, _ struct{}) error {
-	return k.changeAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, a)
+	err := k.changeAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if !connects(a.Prefix) {
+		return nil
+	}
+	return k.setConnectedRoute(a)
+}
+
+// setConnectedRoute makes the route as the kernel did when the address was set (fib_add_ifaddr, net/ipv4/fib_frontend.c).
+func (k *Kernel) setConnectedRoute(a backend.Addr) error {
+	index, err := k.device(a.Dev)
+	if err != nil {
+		return err
+	}
+	dst := a.Prefix.Masked()
+	header := rtmsg(dst, 0)
+	header[5], header[6] = unix.RTPROT_KERNEL, unix.RT_SCOPE_LINK
+	err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, header, addrAttr(unix.RTA_DST, dst.Addr()),
+		uint32Attr(unix.RTA_OIF, uint32(index)), addrAttr(unix.RTA_PREFSRC, a.Prefix.Addr()))
+	if errors.Is(err, unix.EEXIST) { // the kernel made it meanwhile
+		return nil
+	}
+	return err
 }
 
 func (k *Kernel) deleteAddr(a backend.Addr, _ struct{}) error {

@@ -24,10 +24,18 @@ type bell struct {
 	tunnels map[int]bool // those of them whose neighbours and FDB are ours
 }
 
+// Netconf messages (linux/netconf.h), which x/sys/unix doesn't name.
+const (
+	netconfaIfindex    = 1
+	netconfaForwarding = 2
+	netconfaIfindexAll = -1
+)
+
 // Setting a device down removes its routes and neighbours without a word about them; the link group tells of it. FDB
 // entries come with the neighbours.
 var groups = []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP}
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP,
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF}
 
 func newBell() (*bell, error) {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
@@ -102,11 +110,34 @@ func (b *bell) concerns(kind, flags uint16, data []byte) bool {
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		return len(data) >= 12 && b.tunnels[int(number(data[4:]))]
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours; one that may have taken ours' place; the default route, which chooses the underlay
-		return len(data) >= unix.SizeofRtMsg && (data[5] == protocol || flags&unix.NLM_F_REPLACE != 0 || data[1] == 0)
+		return len(data) >= unix.SizeofRtMsg && (data[5] == protocol || flags&unix.NLM_F_REPLACE != 0 || data[1] == 0 ||
+			kind == unix.RTM_DELROUTE && data[5] == unix.RTPROT_KERNEL && b.connects(data))
 	case rtmNewNexthop, rtmDelNexthop:
 		return len(data) >= 8 && data[2] == protocol
+	case unix.RTM_NEWNETCONF:
+		return switchesForwarding(data)
 	}
 	return false
+}
+
+// connects reports whether a route leads to a device of interest: the kernel's own there are the connected ones.
+func (b *bell) connects(data []byte) bool {
+	r, _ := parseRoute(data)
+	return b.indexes[r.index]
+}
+
+// switchesForwarding reports whether forwarding was switched on or off for the host. Every new device tells of its own.
+func switchesForwarding(data []byte) bool {
+	all, forwarding := false, false
+	for kind, value := range attributes(data, 4) { // behind a struct netconfmsg
+		switch kind {
+		case netconfaIfindex:
+			all = int32(number(value)) == netconfaIfindexAll
+		case netconfaForwarding:
+			forwarding = true
+		}
+	}
+	return all && forwarding
 }
 
 // ifName is the device's name in a link notification.

@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"context"
+	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,6 +65,32 @@ func TestDoorbellOfTheUnderlay(t *testing.T) {
 	}
 }
 
+// Forwarding switched off by hand is no change of any object, and must be put right at once all the same.
+func TestDoorbellOfForwarding(t *testing.T) {
+	for path, family := range map[string]byte{"/proc/sys/net/ipv4/ip_forward": unix.AF_INET,
+		"/proc/sys/net/ipv4/conf/all/forwarding": unix.AF_INET, "/proc/sys/net/ipv6/conf/all/forwarding": unix.AF_INET6} {
+		t.Run(path, func(t *testing.T) {
+			s := newSandbox(t)
+			s.write(path, "1")
+			k, want := s.open(), state(t, 3)
+			s.apply(k, want)
+			s.settle(k, want)
+			ring := s.listen(k)
+			messages := s.notifications(func() { s.write(path, "0") })
+			s.rings(ring)
+			if !slices.ContainsFunc(messages, func(m syscall.NetlinkMessage) bool { // IPv6 rings for its routes too
+				return m.Header.Type == unix.RTM_NEWNETCONF && m.Data[0] == family && k.bell.concerns(m.Header.Type, m.Header.Flags, m.Data)
+			}) {
+				t.Error("it rang for something else")
+			}
+			s.apply(k, want)
+			if now, _ := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); string(now) != "1\n" {
+				t.Errorf("ip_forward is %q", now)
+			}
+		})
+	}
+}
+
 // What the doorbell waits for may not exist yet.
 func TestDoorbellOfTheMissing(t *testing.T) {
 	s := newSandbox(t)
@@ -92,6 +120,7 @@ func TestDoorbellIsQuiet(t *testing.T) {
 		s.settle(k, want)
 		// Without a word from the bell it can't be told from one that has not listened yet: ask it what it thinks of each
 		// notification instead.
+		netconf := false // among them must be what each new device tells of its own forwarding
 		for _, m := range s.notifications(func() {
 			for line := range strings.Lines(`
 				ip link add veth2 type veth peer name inside2
@@ -117,9 +146,13 @@ func TestDoorbellIsQuiet(t *testing.T) {
 				}
 			}
 		}) {
+			netconf = netconf || m.Header.Type == unix.RTM_NEWNETCONF
 			if k.bell.concerns(m.Header.Type, m.Header.Flags, m.Data) {
 				s.Errorf("would ring for %s", describeMessage(m))
 			}
+		}
+		if !netconf {
+			s.Error("no device told of its forwarding")
 		}
 	})
 }
@@ -128,7 +161,7 @@ func describeMessage(m syscall.NetlinkMessage) string {
 	return strings.TrimSpace(strings.Join([]string{
 		map[uint16]string{unix.RTM_NEWLINK: "new link", unix.RTM_DELLINK: "deleted link", unix.RTM_NEWADDR: "new address",
 			unix.RTM_DELADDR: "deleted address", unix.RTM_NEWNEIGH: "new neighbour", unix.RTM_DELNEIGH: "deleted neighbour",
-			unix.RTM_NEWROUTE: "new route", unix.RTM_DELROUTE: "deleted route"}[m.Header.Type],
+			unix.RTM_NEWROUTE: "new route", unix.RTM_DELROUTE: "deleted route", unix.RTM_NEWNETCONF: "netconf"}[m.Header.Type],
 		ifName(m.Data)}, " "))
 }
 

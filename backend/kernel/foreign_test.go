@@ -154,6 +154,20 @@ func TestForeignRouteInTheWay(t *testing.T) {
 	})
 }
 
+// One peer whose route is another's is one error and one peer without a route, however many others there are.
+func TestForeignRouteAmongAThousand(t *testing.T) {
+	eachMode(t, func(s *sandbox) {
+		s.setup("ip route add 10.5.77.0/24 via 192.0.2.9")
+		k, want := s.open(), state(s, 1000)
+		_, err := k.Apply(s.Context(), want)
+		wantError(s, err, "10.5.77.0/24", "not ours")
+		if strings.Contains(err.Error(), "\n") {
+			s.Errorf("more than one error: %v", err)
+		}
+		s.has(slices.DeleteFunc(expected(want), func(line string) bool { return strings.HasPrefix(line, "route 10.5.77.0/24") })...)
+	})
+}
+
 // A peer whose route is another's leaves again; the other's route is none of our business even then.
 func TestForeignRouteSurvivesItsRival(t *testing.T) {
 	eachMode(t, func(s *sandbox) {

@@ -1,7 +1,7 @@
 // Package kernel puts a backend.State into the kernel of the network namespace that it was opened in, over rtnetlink. It
 // knows its own objects by their marks, compares with what is really there and never with what it remembers, and touches
-// nothing else. It also observes the underlay and rings a doorbell when something of interest changed. The packet filter
-// is package netfilter's.
+// nothing else, but for the ports of a bridge that it has to make again. It also observes the underlay and rings a doorbell
+// when something of interest changed. The packet filter is package netfilter's.
 package kernel
 
 import (
@@ -36,6 +36,8 @@ type Kernel struct {
 	devices map[string]int          // ifindex by name
 	routes  map[netip.Prefix]uint32 // our routes, and the ID of each one's nexthop object, 0 if it has none
 	orphans []uint32                // our nexthop objects that no route goes through
+
+	ports map[string]map[int]string // names of each wanted bridge's ports by ifindex, see rememberPorts
 }
 
 // Option changes how a Kernel works.
@@ -62,7 +64,7 @@ func Open(options ...Option) (*Kernel, error) {
 		return nil, err
 	}
 	k := &Kernel{conn: c, links: links, bell: bell, objects: c.hasNexthops(),
-		devices: map[string]int{}, routes: map[netip.Prefix]uint32{}}
+		devices: map[string]int{}, routes: map[netip.Prefix]uint32{}, ports: map[string]map[int]string{}}
 	for _, option := range options {
 		option(k)
 	}
@@ -83,13 +85,15 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 	if err != nil {
 		return backend.Changes{}, fmt.Errorf("list links: %w", err)
 	}
+	k.rememberPorts(want.Links, have)
 	all := want
 	want, foreign := have.withoutForeign(want)
 	links := backend.Diff(backend.State{Links: have.own}, backend.State{Links: want.Links}).Links
+	renamed := k.renameLinks(links, have)
 	maps.DeleteFunc(links.Del, func(name string, l backend.Link) bool { return l.Kind == backend.KindBridge && name != unborn }) // containers may hang on it
 	changed := backend.Changes{Links: links}
-	// Deleted first: one that was renamed holds the VNI that the one in its place needs.
-	errs := []error{foreign, k.deleteLinks(links.Del, have), k.setLinks(links.Set, have)}
+	// Deleted first: one of another name may hold the VNI that a new one needs.
+	errs := []error{foreign, renamed, k.deleteLinks(links.Del, have), k.setLinks(links.Set, have)}
 	if err := k.indexDevices(); err != nil {
 		return changed, errors.Join(append(errs, err)...)
 	}

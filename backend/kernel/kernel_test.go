@@ -261,15 +261,9 @@ func TestImmutableLinkChange(t *testing.T) {
 			eachMode(t, func(s *sandbox) {
 				k, p := s.open(), newPlan(s, vxlanConfig, 10)
 				s.apply(k, p.State())
-				host := p.Host()
-				change(&host)
-				b, _, _ := backend.New(host.Config)
-				moved, err := backend.NewPlan(b, host, p.Entries())
-				if err != nil {
-					s.Fatal(err)
-				}
-				s.apply(k, moved.State())
-				s.converged(k, moved.State())
+				want := s.moved(p, change)
+				s.apply(k, want)
+				s.converged(k, want)
 			})
 		})
 	}

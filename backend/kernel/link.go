@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
@@ -57,13 +60,14 @@ func (t linkTable) attached() map[string]netlink.Link {
 
 func (k *Kernel) listLinks() ([]netlink.Link, error) {
 	var list []netlink.Link
-	var err error
-	for range 5 {
-		if list, err = k.links.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return list, err
-		}
+	err := again(func() (err error) {
+		list, err = k.links.LinkList()
+		return cmp.Or(err, k.conn.failing(unix.RTM_GETLINK))
+	})
+	if err != nil { // LinkList returns what it has of an interrupted dump
+		return nil, err
 	}
-	return list, err
+	return list, nil
 }
 
 // toLink reads a link; names are device names by ifindex.
@@ -104,6 +108,61 @@ func (t linkTable) withoutForeign(want backend.State) (backend.State, error) {
 	return want, errors.Join(errs...)
 }
 
+// renameLinks gives back their names to links of ours that somebody renamed: a link that has no wanted name, and is what
+// one is to be that doesn't exist. From then on it counts as changed, not as unwanted.
+func (k *Kernel) renameLinks(links backend.Delta[string, backend.Link], have linkTable) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(links.Set)) {
+		if _, exists := have.all[name]; exists {
+			continue
+		}
+		old, found := have.alike(links.Set[name], links.Del)
+		if !found {
+			continue
+		}
+		if err := k.rename(have.all[old], name); err != nil {
+			errs = append(errs, fmt.Errorf("rename link %s back to %s: %w", old, name, err))
+			continue
+		}
+		have.all[name], have.own[name] = have.all[old], have.own[old]
+		delete(have.all, old)
+		delete(have.own, old)
+		delete(links.Del, old)
+	}
+	return errors.Join(errs...)
+}
+
+// alike returns which of the unwanted links could be want under another name; of several, the oldest.
+func (t linkTable) alike(want backend.Link, unwanted map[string]backend.Link) (name string, found bool) {
+	for n, l := range unwanted {
+		if n == unborn || l.Kind != want.Kind || l.VXLAN != want.VXLAN {
+			continue
+		}
+		if !found || t.all[n].Attrs().Index < t.all[name].Attrs().Index {
+			name, found = n, true
+		}
+	}
+	return name, found
+}
+
+func (k *Kernel) rename(link netlink.Link, name string) error {
+	set := func() error {
+		return k.conn.do(unix.RTM_SETLINK, 0, ifinfomsg(link.Attrs().Index), nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	}
+	err := set()
+	if errors.Is(err, unix.EBUSY) { // before Linux 6.2 only a link that is down can be renamed
+		return errors.Join(k.links.LinkSetDown(link), set(), k.links.LinkSetUp(link))
+	}
+	return err
+}
+
+// ifinfomsg is a struct ifinfomsg.
+func ifinfomsg(index int) message {
+	m := make(message, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(m[4:], uint32(index))
+	return m
+}
+
 // except returns a copy of m that lacks the entries that drop is true of.
 func except[K comparable, V any](m map[K]V, drop func(K, V) bool) map[K]V {
 	m = maps.Clone(m)
@@ -129,6 +188,8 @@ func (k *Kernel) setLink(name string, want backend.Link, have linkTable) error {
 	case !exists:
 		return k.makeLink(name, want, have)
 	case now.Kind == want.Kind && now.VXLAN == want.VXLAN:
+		return k.mendLink(link, want)
+	case movable(now, want) && k.moveLink(link, want, have) == nil:
 		return k.mendLink(link, want)
 	}
 	if err := gone(k.links.LinkDel(link)); err != nil {
@@ -162,7 +223,7 @@ func (k *Kernel) makeLink(name string, want backend.Link, have linkTable) error 
 	if err := k.links.LinkSetName(made, name); err != nil {
 		return fmt.Errorf("name it: %w", err)
 	}
-	return k.links.LinkSetUp(made)
+	return errors.Join(k.putBack(k.ports[name], made), k.links.LinkSetUp(made))
 }
 
 // newLink is what to ask the kernel for.
@@ -212,7 +273,36 @@ func (k *Kernel) mendLink(link netlink.Link, want backend.Link) error {
 	if !bytes.Equal(attrs.HardwareAddr, want.MAC[:]) {
 		errs = append(errs, k.links.LinkSetHardwareAddr(link, want.MAC[:]))
 	}
+	// Below 1280 bytes the kernel throws a device's IPv6 settings away (IPV6_MIN_MTU, addrconf_notify in net/ipv6/addrconf.c).
+	_ = k.links.LinkSetIP6AddrGenMode(link, 1) // see makeLink
 	return errors.Join(append(errs, k.links.LinkSetUp(link))...)
+}
+
+// movable reports whether all that keeps a device from being as wanted is what it runs over.
+func movable(now, want backend.Link) bool {
+	now.VXLAN.Local, now.VXLAN.Parent = want.VXLAN.Local, want.VXLAN.Parent
+	return now.Kind == want.Kind && now.VXLAN == want.VXLAN
+}
+
+// moveLink puts a VXLAN device on another underlay device or address. What hangs on it stays, and packets leave from the new
+// address at once: the kernel takes this for a change that outdates its cached routes (NETDEV_CHANGE in fib_netdev_event,
+// net/ipv4/fib_frontend.c). netlink.LinkModify won't do: it also sends what can't change, which the kernel refuses although
+// it is the same (vxlan_nl2conf, drivers/net/vxlan/vxlan_core.c).
+func (k *Kernel) moveLink(link netlink.Link, want backend.Link, have linkTable) error {
+	parent, ok := have.all[want.VXLAN.Parent]
+	if !ok {
+		return unix.ENODEV
+	}
+	local := nl.IFLA_VXLAN_LOCAL
+	if want.VXLAN.Local.Is6() {
+		local = nl.IFLA_VXLAN_LOCAL6
+	}
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(want.Kind)))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(local, want.VXLAN.Local.AsSlice())
+	data.AddRtAttr(nl.IFLA_VXLAN_LINK, nl.Uint32Attr(uint32(parent.Attrs().Index)))
+	return k.conn.do(unix.RTM_NEWLINK, 0, ifinfomsg(link.Attrs().Index), info)
 }
 
 // deleteLinks deletes links of ours that aren't wanted.

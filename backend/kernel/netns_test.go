@@ -103,6 +103,13 @@ func (s *sandbox) setup(commands string) {
 	s.before = s.objects()
 }
 
+// setupBeside is setup when ours are there already.
+func (s *sandbox) setupBeside(ours backend.State, commands string) {
+	s.Helper()
+	s.setup(commands)
+	s.before = without(s.before, expected(ours))
+}
+
 func (s *sandbox) write(path, value string) {
 	s.Helper()
 	if err := os.WriteFile(path, []byte(value), 0); err != nil {
@@ -176,11 +183,11 @@ func expected(want backend.State) []string {
 
 // object is what iproute2 prints with -j of any of the objects that concern us.
 type object struct {
-	Ifname, Dev, Ifalias, Address, Mac, Dst, Gateway, Lladdr, Table, Protocol, Type string
-	Flags, State                                                                    any
-	Metric, Mtu, ID, Nhid                                                           int
-	GenMode                                                                         string `json:"inet6_addr_gen_mode"`
-	Linkinfo                                                                        struct {
+	Ifname, Master, Dev, Ifalias, Address, Mac, Dst, Gateway, Lladdr, Table, Protocol, Type string
+	Flags, State                                                                            any
+	Metric, Mtu, ID, Nhid                                                                   int
+	GenMode                                                                                 string `json:"inet6_addr_gen_mode"`
+	Linkinfo                                                                                struct {
 		Kind string `json:"info_kind"`
 		Data struct {
 			ID, Port      int

@@ -19,6 +19,7 @@ const (
 	rtmDelNexthop = 105
 	rtmGetNexthop = 106
 	nhaID         = 1
+	nhaGroup      = 2
 	nhaOIF        = 5
 	nhaGateway    = 6
 	rtaNexthopID  = 30
@@ -26,7 +27,7 @@ const (
 
 // hasNexthops reports whether the kernel has nexthop objects.
 func (c conn) hasNexthops() bool {
-	return c.dump(rtmGetNexthop, nhmsg(unix.AF_UNSPEC, 0), func([]byte) {}) == nil
+	return !errors.Is(c.dump(rtmGetNexthop, nhmsg(unix.AF_UNSPEC, 0), func([]byte) {}), unix.EOPNOTSUPP)
 }
 
 // nhmsg is a struct nhmsg. Its protocol must be 0 in a dump request.
@@ -49,6 +50,7 @@ type hop struct {
 	gateway  netip.Addr
 	flags    uint32 // RTNH_F_…
 	protocol uint8
+	member   uint32 // of a group, the first object's ID
 }
 
 func (c conn) listNexthops() (map[uint32]hop, error) {
@@ -63,6 +65,8 @@ func (c conn) listNexthops() (map[uint32]hop, error) {
 				h.index = int(number(value))
 			case nhaGateway:
 				h.gateway = address(value)
+			case nhaGroup: // an array of struct nexthop_grp, which begins with the ID
+				h.member = number(value)
 			}
 		}
 		hops[id] = h
@@ -81,27 +85,19 @@ func (k *Kernel) observeRoutes() (map[netip.Prefix]backend.Route, error) {
 	for name, index := range k.devices {
 		names[index] = name
 	}
+	list, err := k.conn.listRoutes(protocol, unix.AF_INET, unix.AF_INET6)
+	if err != nil {
+		return nil, err
+	}
 	routes := map[netip.Prefix]backend.Route{}
 	clear(k.routes)
-	read := func(entry []byte) {
-		r, ok := parseRoute(entry)
-		if !ok || r.protocol != protocol || r.table != unix.RT_TABLE_MAIN {
-			return
-		}
+	for _, r := range list {
 		h := hop{index: r.index, gateway: r.gateway, flags: r.flags}
 		if r.nexthop != 0 {
 			h = hops[r.nexthop]
 		}
 		routes[r.dst] = backend.Route{Via: h.gateway, Dev: names[h.index], OnLink: h.flags&unix.RTNH_F_ONLINK != 0}
 		k.routes[r.dst] = r.nexthop
-	}
-	for _, f := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		filter := make(message, unix.SizeofRtMsg)
-		filter[0], filter[5] = f, protocol
-		// The kernel answers ENOENT for a filter on a table that does not exist.
-		if err := gone(k.conn.dump(unix.RTM_GETROUTE, filter, read, uint32Attr(unix.RTA_TABLE, unix.RT_TABLE_MAIN))); err != nil {
-			return nil, err
-		}
 	}
 	used := map[uint32]bool{}
 	for _, id := range k.routes {
@@ -114,6 +110,25 @@ func (k *Kernel) observeRoutes() (map[netip.Prefix]backend.Route, error) {
 		}
 	}
 	return routes, nil
+}
+
+// listRoutes lists the main table's routes of a protocol; of all, if that is RTPROT_UNSPEC.
+func (c conn) listRoutes(protocol uint8, families ...uint8) ([]route, error) {
+	var list []route
+	for _, f := range families {
+		filter := make(message, unix.SizeofRtMsg)
+		filter[0], filter[5] = f, protocol
+		err := c.dump(unix.RTM_GETROUTE, filter, func(entry []byte) {
+			r, ok := parseRoute(entry)
+			if ok && r.table == unix.RT_TABLE_MAIN && (protocol == unix.RTPROT_UNSPEC || r.protocol == protocol) {
+				list = append(list, r)
+			}
+		}, uint32Attr(unix.RTA_TABLE, unix.RT_TABLE_MAIN))
+		if err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: a table that does not exist
+			return nil, err
+		}
+	}
+	return list, nil
 }
 
 // route is a route as the kernel lists it; of several nexthops, the first.

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ const timeout = 10 * time.Second
 // by the ten thousand.
 type conn struct {
 	sockets map[int]*nl.SocketHandle
+	fault   func(kind int) error // what tests make a request of a kind fail with
 }
 
 func dial() (conn, error) {
@@ -36,33 +38,56 @@ func dial() (conn, error) {
 	}
 	// Since Linux 4.20 the kernel filters dumps; an older one sends everything, which is why every reader filters too.
 	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return conn{map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+	return conn{sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
 }
 
 func (c conn) close() { c.sockets[unix.NETLINK_ROUTE].Socket.Close() }
 
 // do sends one request and waits for its acknowledgement.
 func (c conn) do(kind, flags int, header message, attrs ...*nl.RtAttr) error {
+	if err := c.failing(kind); err != nil {
+		return err
+	}
 	_, err := c.request(kind, flags|unix.NLM_F_ACK, header, attrs).Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 
-// dump asks for a table and hands each of its entries to f, the header first. A dump that was interrupted by a change is
-// begun again: f must cope with seeing an entry twice.
+// dump asks for a table and hands each of its entries to f, the header first. What f sees is a whole table: of a dump that
+// failed it sees nothing.
 func (c conn) dump(kind int, header message, f func(entry []byte), attrs ...*nl.RtAttr) error {
+	var entries [][]byte
+	err := again(func() (err error) {
+		entries, err = c.request(kind, unix.NLM_F_DUMP, header, attrs).Execute(unix.NETLINK_ROUTE, 0)
+		return cmp.Or(err, c.failing(kind))
+	})
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if len(entry) >= header.Len() {
+			f(entry)
+		}
+	}
+	return nil
+}
+
+// again repeats a listing that failed for what passes: a change meanwhile (EINTR, which netlink.ErrDumpInterrupted is too),
+// a kernel short of memory (ENOBUFS), or a listing before it that broke off and isn't over in the kernel (EBUSY).
+func again(list func() error) error {
 	var err error
 	for range 5 {
-		err = c.request(kind, unix.NLM_F_DUMP, header, attrs).ExecuteIter(unix.NETLINK_ROUTE, 0, func(entry []byte) bool {
-			if len(entry) >= header.Len() {
-				f(entry)
-			}
-			return true
-		})
-		if !errors.Is(err, unix.EINTR) {
+		if err = list(); !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EBUSY) {
 			return err
 		}
 	}
 	return err
+}
+
+func (c conn) failing(kind int) error {
+	if c.fault == nil {
+		return nil
+	}
+	return c.fault(kind)
 }
 
 func (c conn) request(kind, flags int, header message, attrs []*nl.RtAttr) *nl.NetlinkRequest {
@@ -75,8 +100,8 @@ func (c conn) request(kind, flags int, header message, attrs []*nl.RtAttr) *nl.N
 	return req
 }
 
-// message is a fixed header as bytes: ifaddrmsg, ndmsg, rtmsg or nhmsg (linux/if_addr.h, neighbour.h, rtnetlink.h,
-// nexthop.h).
+// message is a fixed header as bytes: ifinfomsg, ifaddrmsg, ndmsg, rtmsg or nhmsg (linux/rtnetlink.h, if_addr.h,
+// neighbour.h, nexthop.h).
 type message []byte
 
 func (m message) Len() int          { return len(m) }

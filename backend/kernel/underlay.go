@@ -202,23 +202,35 @@ func describe(d device, local netip.Addr, public subnet.Pair[netip.Addr], routes
 
 // listForeignRoutes lists the main table's routes that aren't ours.
 func (c conn) listForeignRoutes() ([]route, error) {
-	var list []route
-	for _, f := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		filter := make(message, unix.SizeofRtMsg)
-		filter[0] = f
-		err := gone(c.dump(unix.RTM_GETROUTE, filter, func(entry []byte) {
-			if entry[5] == protocol {
-				return
+	list, err := c.listRoutes(unix.RTPROT_UNSPEC, unix.AF_INET, unix.AF_INET6)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(list, func(r route) bool { return r.protocol == protocol })
+	return list, c.resolve(list)
+}
+
+// resolve fills in where routes through nexthop objects lead, which the kernel leaves out if net.ipv4.nexthop_compat_mode
+// is 0.
+func (c conn) resolve(list []route) error {
+	unresolved := func(r route) bool { return r.nexthop != 0 && r.index == 0 }
+	if !slices.ContainsFunc(list, unresolved) {
+		return nil
+	}
+	hops, err := c.listNexthops()
+	if err != nil {
+		return err
+	}
+	for i, r := range list {
+		if unresolved(r) {
+			h := hops[r.nexthop]
+			if h.member != 0 {
+				h = hops[h.member]
 			}
-			if r, ok := parseRoute(entry); ok && r.table == unix.RT_TABLE_MAIN {
-				list = append(list, r)
-			}
-		}, uint32Attr(unix.RTA_TABLE, unix.RT_TABLE_MAIN)))
-		if err != nil {
-			return nil, err
+			list[i].index, list[i].gateway = h.index, h.gateway
 		}
 	}
-	return list, nil
+	return nil
 }
 
 // outputDevice returns the index of the device that the kernel sends to a from.

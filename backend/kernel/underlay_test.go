@@ -307,6 +307,44 @@ func TestUnderlay(t *testing.T) {
 	}
 }
 
+// With net.ipv4.nexthop_compat_mode at 0 a route through a nexthop object is listed without device and gateway.
+func TestUnderlayThroughNexthopObjects(t *testing.T) {
+	for name, commands := range map[string]string{
+		"object": "ip route add default nhid 5",
+		"group":  "ip nexthop add id 7 group 5/6\nip route add default nhid 7",
+		"of two": "ip route add default nhid 5 metric 100\nip route add default nhid 6 metric 200",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSandbox(t)
+			s.write("/proc/sys/net/ipv4/nexthop_compat_mode", "0")
+			s.setup("ip nexthop add id 5 via 192.0.2.254 dev eth0\nip nexthop add id 6 dev wire")
+			s.setup(commands)
+			k, want := s.open(), state(t, 3)
+			s.apply(k, want)
+			if c := s.apply(k, want).Count(); len(c) != 0 {
+				t.Errorf("ours are not read as they are: another Apply changed %v", c)
+			}
+			u, err := k.Underlay(backend.Choice{})
+			if err != nil || u.Device != "eth0" || !slices.Contains(u.OnLink, netip.MustParsePrefix("192.0.2.254/32")) {
+				t.Errorf("%+v, %v", u, err)
+			}
+		})
+	}
+	t.Run("IPv6", func(t *testing.T) {
+		s := newSandbox(t)
+		s.write("/proc/sys/net/ipv4/nexthop_compat_mode", "0")
+		s.setup(`
+			ip addr add 2001:db8::1/64 dev eth0 nodad
+			ip nexthop add id 5 via 2001:db8::fe dev eth0
+			ip -6 route add default nhid 5
+		`)
+		u, err := s.open().Underlay(backend.Choice{})
+		if err != nil || u.Device != "eth0" || !slices.Contains(u.OnLink, netip.MustParsePrefix("2001:db8::fe/128")) {
+			t.Errorf("%+v, %v", u, err)
+		}
+	})
+}
+
 // Our own devices carry the overlay, and must never be taken for what it runs over.
 func TestUnderlayIsNeverOurs(t *testing.T) {
 	s := newSandbox(t)
