@@ -36,6 +36,12 @@ test: ## run all tests (needs root; installs what they need with apt)
 	@e2e/prepare test
 	TULLE_TEST_ROOT=1 CGO_ENABLED=1 go test -race -timeout 9m ./...
 
+# As in make soak FOR=1h SEED=42.
+.PHONY: soak
+soak: ## break things at random for 10 minutes, and see all heal (FOR=TIME, SEED=NUMBER of a run to repeat)
+	@e2e/prepare test
+	TULLE_TEST_ROOT=1 TULLE_SOAK=$(or $(FOR),10m) TULLE_SOAK_SEED=$(SEED) CGO_ENABLED=1 go test -race -timeout 0 -v -run 'TestSoak$$' ./e2e
+
 .PHONY: lint
 lint: ## check format, vet, and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }

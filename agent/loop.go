@@ -422,8 +422,10 @@ func (a *Agent) news(u subnet.Update) (events []event) {
 	}
 	for key, e := range u.Leases {
 		before, known := a.state.entries[key]
+		_, left := a.state.rejected[key]
 		switch {
 		case key == a.state.own.Lease.Key() || before.Lease.PublicIP == a.state.own.Lease.PublicIP || e.Err != nil:
+		case e == (subnet.Entry{}) && left: // it never was a peer
 		case e == (subnet.Entry{}) && known:
 			events = append(events, event{"peer left", key, before.Lease.PublicIP.V4})
 		case known:
