@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,9 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "e2e: skipped: these tests need root")
 		return 0
 	}
+	if binary = os.Getenv("TULLE_TEST_BINARY"); binary != "" { // where there is no Go to build one
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "tulle-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -51,7 +55,7 @@ func run(m *testing.M) int {
 }
 
 // labNumber tells labs of this process apart, and with its PID from those of others.
-var labNumber int
+var labNumber int32
 
 // plain is the config that a test uses which does not care.
 const plain = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`
@@ -59,8 +63,7 @@ const plain = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`
 // newLab makes a lab that goes away with the test.
 func newLab(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
-	labNumber++
-	o.Name, o.Binary, o.Prefix, o.Forward = fmt.Sprintf("t%d-%d", os.Getpid(), labNumber), binary, "/coreos.com/network", "DROP"
+	o.Name, o.Binary, o.Prefix, o.Forward = fmt.Sprintf("t%d-%d", os.Getpid(), atomic.AddInt32(&labNumber, 1)), binary, "/coreos.com/network", "DROP"
 	if o.Config == "" {
 		o.Config = plain
 	}

@@ -199,11 +199,25 @@ func TestNewcomerYields(t *testing.T) {
 	}
 	w.mend()
 	old.until("taken back", func() bool { return strings.Contains(c.keys()[key].value, "192.0.2.1") })
-	newcomer.until("told", func() bool { return newcomer.last.Own.Rival != "" })
-	if own := newcomer.last.Own; !strings.Contains(own.Rival, "192.0.2.1 wrote itself into our lease") {
-		t.Errorf("the new host's own is %+v", own)
-	}
+	newcomer.until("another subnet", func() bool { return newcomer.last.Own.Held() && newcomer.key() != key && newcomer.last.Own.Rival == "" })
 	old.holds(key)
+	if now := c.keys(); len(now) != 2 || now[newcomer.key()].lease == 0 {
+		t.Errorf("stored is %v", now)
+	}
+}
+
+// An operator deletes a live host's key, which the host writes again: its peers lose no packet for it.
+func TestDeletedAndWrittenAgain(t *testing.T) {
+	n := newNetwork(t)
+	h, peer := n.join(want("192.0.2.1", wide)), n.join(want("192.0.2.2", wide))
+	h.sees(n)
+	key := peer.key()
+	before := n.keys()[key]
+	n.release(strings.Replace(key, "-", "/", 1))
+	h.until("written again", h.loses([]string{key}, func() bool { return h.entries[key].Created > before.createRev }))
+	peer.stop()
+	n.release(strings.Replace(key, "-", "/", 1))
+	h.until("gone for good", func() bool { _, known := h.entries[key]; return !known })
 }
 
 func TestNoSpace(t *testing.T) {

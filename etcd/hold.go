@@ -28,6 +28,9 @@ type holding struct {
 // errFull says that there is no subnet to be had.
 var errFull = errors.New("out of subnets")
 
+// errChanged says that a key is no longer as we know it. The watch is about to tell how it is.
+var errChanged = errors.New("somebody else changed it meanwhile")
+
 // hold makes what is held match what is wanted, in as few calls as that takes: none if it does already. It returns when to
 // look again; 0 for not before something happens.
 func (s *session) hold(ctx context.Context) time.Duration {
@@ -42,8 +45,12 @@ func (s *session) hold(ctx context.Context) time.Duration {
 	switch {
 	case err == nil:
 		s.again.reset()
+	case ctx.Err() != nil: // the connection is lost, and all else with it
+		return 0
 	case errors.Is(err, errAsking):
 		err, wait = nil, time.Until(s.claim.until)+time.Millisecond
+	case errors.Is(err, errChanged):
+		err, wait = nil, s.again.next()
 	case !errors.As(err, &contested):
 		err, wait = s.client.explain(err), s.again.next()
 	}
@@ -170,15 +177,18 @@ func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
 	if err != nil {
 		return err
 	}
-	if exists {
-		r.entry.Lease.Subnet = s.own.granted.Subnet
-		s.records[key] = r
+	if exists && (r.entry.Err != nil || r.entry.Lease.PublicIP == want.PublicIP) {
 		return s.adopt(ctx, key, want, id, ttl)
+	}
+	if exists { // deleted first, so that its holder sees that it has lost it for good
+		if err := s.remove(ctx, key, r.modified); err != nil {
+			return err
+		}
 	}
 	granted := want.Lease(s.own.granted.Subnet)
 	revision, _, err := s.claimFree(ctx, want, granted, id)
 	if err == nil && revision == 0 {
-		err = fmt.Errorf("%s: somebody else took it meanwhile", key) // the watch will tell who
+		err = errChanged // by whom the watch will tell, and then we try again
 	}
 	if err != nil {
 		return err
@@ -302,7 +312,7 @@ func (s *session) rewrite(ctx context.Context, key string, seen int64, value str
 	case err != nil:
 		return 0, err
 	case !done.Succeeded:
-		return 0, fmt.Errorf("%s: somebody else changed it meanwhile", key) // the watch will tell how
+		return 0, fmt.Errorf("%s: %w", key, errChanged)
 	}
 	return done.Header.Revision, nil
 }
@@ -480,18 +490,23 @@ func (s *session) keep(h holding) {
 
 // release gives up the key that is held but no longer serves, unless it is reserved or somebody else's by now.
 func (s *session) release(ctx context.Context) error {
-	ctx, cancel := call(ctx)
-	defer cancel()
 	if s.own.lease == clientv3.NoLease {
 		return nil
 	}
-	name := s.client.subnetKey(s.own.key)
+	return s.remove(ctx, s.own.key, s.own.modified)
+}
+
+// remove deletes a key that nobody else has changed since we saw it; one that somebody has is theirs.
+func (s *session) remove(ctx context.Context, key string, seen int64) error {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	name := s.client.subnetKey(key)
 	done, err := s.client.etcd.Txn(ctx).
-		If(clientv3.Compare(clientv3.ModRevision(name), "=", s.own.modified)).
+		If(clientv3.Compare(clientv3.ModRevision(name), "=", seen)).
 		Then(clientv3.OpDelete(name)).
 		Commit()
 	if err == nil && done.Succeeded {
-		delete(s.records, s.own.key) // it is free for whatever we choose next
+		delete(s.records, key) // it is free for whatever we choose next
 	}
 	return err
 }

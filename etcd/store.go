@@ -148,6 +148,7 @@ type session struct {
 	history history           // as of which they are whole
 	stale   bool              // they must be listed anew
 	past    past
+	leaving leaving
 	alarm   string
 	retry   pause // between connections
 
@@ -227,6 +228,8 @@ func (s *session) follow(ctx context.Context) error {
 			probe.Reset(probeEvery())
 		case <-s.past.due():
 			s.tend(ctx)
+		case <-s.leaving.due():
+			s.store.publish(func(u *subnet.Update) { s.leaving.publish(s.records, u) })
 		}
 	}
 }
@@ -263,6 +266,7 @@ func (s *session) list(ctx context.Context) error {
 	s.records, s.stale = records, false
 	s.history = history{list.Header.ClusterId, list.Header.RaftTerm, list.Header.Revision}
 	s.past.settle(s.records)
+	s.leaving = leaving{}
 	leases := map[string]subnet.Entry{}
 	for key, r := range s.records {
 		leases[key] = r.entry
@@ -300,7 +304,7 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 				concerned = concerned || key == s.own.key || s.own.key == "" // one that is gone is one that is free
 				delete(s.records, key)
 				if !s.past.keeps(key, record{}) {
-					u.Leases[key] = subnet.Entry{}
+					s.leaving.add(key)
 				}
 			case isLease:
 				r, old := readRecord(key, e.Kv), s.records[key]

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func TestEventsFold(t *testing.T) {
 	n.release("10.5.3.0/24")
 	n.release("10.5.9.0/24")
 	end := n.keys()["10.5.2.0-24"]
-	h.pendingUntil(end.modified + 3) // one more put, two deletions
+	h.pendingUntil(end.modified+3, "10.5.3.0-24", "10.5.9.0-24") // one more put, two deletions, which are believed a moment later
 	u := h.Take()
 	last, other, gone := u.Leases["10.5.2.0-24"], u.Leases["10.5.3.0-24"], u.Leases["10.5.9.0-24"]
 	if len(u.Leases) != 3 || u.Reset || last.Lease.PublicIP.V4.String() != "192.0.2.109" || last.Created != end.createRev || other != (subnet.Entry{}) || gone != (subnet.Entry{}) {
@@ -55,15 +56,16 @@ func TestEventsFold(t *testing.T) {
 	}
 }
 
-// pendingUntil waits until all up to the revision has arrived, and takes nothing of it.
-func (h *node) pendingUntil(revision int64) {
+// pendingUntil waits until all up to the revision has arrived, and that keys are gone, and takes nothing of it.
+func (h *node) pendingUntil(revision int64, gone ...string) {
 	h.t.Helper()
 	deadline := time.After(patience)
 	for {
 		h.mu.Lock()
 		pending := h.pending.Revision
+		left := slices.ContainsFunc(gone, func(key string) bool { e, told := h.pending.Leases[key]; return !told || e != (subnet.Entry{}) })
 		h.mu.Unlock()
-		if pending >= revision {
+		if pending >= revision && !left {
 			return
 		}
 		select {

@@ -143,7 +143,7 @@ func (d *Docker) Inspect(ctx context.Context, name string) (*Container, error) {
 
 // nameNamespace gives a name to a network namespace that a process is in.
 func nameNamespace(name, path string) error {
-	target := filepath.Join("/run/netns", name)
+	target := filepath.Join(namespaceDir, name)
 	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL, 0o444)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 // Package lab makes a whole network on one machine: each host is a network namespace with a real agent in it, and a
 // container (a namespace behind the host's bridge); the hosts are joined by an underlay bridge in a namespace of its own,
-// where etcd runs too. Nothing of it touches the machine's own network. The tests are built on it, and `tulle lab` is it.
+// where etcd runs too, or which etcd's cluster is plugged into. Nothing of it touches the machine's own network. The tests
+// are built on it, and `tulle lab` is it.
 package lab
 
 import (
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -36,7 +38,7 @@ const (
 // The underlay's addresses (RFC 5737), and an address that is neither the underlay's nor the overlay's.
 var (
 	underlay  = netip.MustParsePrefix("192.0.2.0/24")
-	gateway   = netip.MustParseAddr("192.0.2.1") // etcd is there, too
+	gateway   = netip.MustParseAddr("192.0.2.1") // a single etcd is there, too
 	Outside   = netip.MustParseAddr("198.51.100.1")
 	nameRegex = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,15}$`)
 )
@@ -47,6 +49,8 @@ type Options struct {
 	Hosts   int      // to begin with
 	Binary  string   // path of tulle
 	Etcd    string   // path of etcd's own server; "" for the one in Binary
+	Members int      // of etcd's cluster; 0 and 1 for a single server
+	Quota   int      // what etcd may store, bytes; 0 for its own default
 	Config  string   // the network's config, JSON
 	Prefix  string   // of the keys in etcd
 	Agent   []string // more arguments for each agent
@@ -59,7 +63,8 @@ type Options struct {
 type Lab struct {
 	Options
 	Nodes  []*Host
-	Server *Process                         // etcd
+	Server *Member                          // etcd, or the first of its cluster
+	Others []*Member                        // the rest of the cluster
 	Say    func(format string, args ...any) `json:"-"` // told of each step; may be nil
 
 	mu sync.Mutex // hosts start side by side, and each start is saved
@@ -93,6 +98,9 @@ func Up(ctx context.Context, o Options, say func(format string, args ...any)) (*
 	if o.Hosts < 1 || o.Hosts > MaxHosts {
 		return nil, fmt.Errorf("%d hosts: a lab has 1 to %d", o.Hosts, MaxHosts)
 	}
+	if o.Members < 0 || o.Members > maxMembers {
+		return nil, fmt.Errorf("%d members of etcd: a lab has up to %d", o.Members, maxMembers)
+	}
 	l := &Lab{Options: o, Say: say}
 	if _, err := os.Stat(l.Dir()); err == nil {
 		return nil, fmt.Errorf("a lab named %s exists already: tulle lab down --name %s takes it down", o.Name, o.Name)
@@ -117,7 +125,10 @@ func (l *Lab) up(ctx context.Context) error {
 	if l.Bare {
 		return l.makeHosts()
 	}
-	l.say("etcd: %s", l.Endpoint())
+	if err := l.makeMembers(); err != nil {
+		return err
+	}
+	l.say("etcd: %s", l.Endpoints())
 	if err := l.StartEtcd(ctx); err != nil {
 		return err
 	}
@@ -181,10 +192,7 @@ func (l *Lab) AddHost(ctx context.Context) (*Host, error) {
 // Dir is where the lab keeps its files.
 func (l *Lab) Dir() string { return filepath.Join(stateDir, l.Name) }
 
-// Endpoint is etcd's URL, from any host of the lab.
-func (l *Lab) Endpoint() string { return "http://" + gateway.String() + ":2379" }
-
-// Underlay is the namespace that the underlay bridge and etcd are in.
+// Underlay is the namespace that the underlay bridge and a single etcd are in.
 func (l *Lab) Underlay() string { return l.namespace("underlay") }
 
 func (l *Lab) namespace(name string) string { return "tulle-" + l.Name + "-" + name }
@@ -200,7 +208,9 @@ func (l *Lab) makeUnderlay() error {
 		return err
 	}
 	return In(l.Underlay(), func() error {
-		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "underlay", TxQLen: -1}}
+		// With a MAC of its own: the kernel would choose anew among the ports' as hosts join, and the others know the old one.
+		mac := net.HardwareAddr{0x02, 0, 0, 0, 0, 1}
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "underlay", HardwareAddr: mac, TxQLen: -1}}
 		if err := netlink.LinkAdd(bridge); err != nil {
 			return fmt.Errorf("make the underlay bridge: %w", err)
 		}
@@ -315,25 +325,6 @@ func (h *Host) Env() (map[string]string, error) {
 	return env, nil
 }
 
-// StartEtcd starts etcd and waits until it answers.
-func (l *Lab) StartEtcd(ctx context.Context) error {
-	url := l.Endpoint()
-	args := []string{"--data-dir", filepath.Join(l.Dir(), "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url}
-	path := l.Etcd
-	if path == "" {
-		path, args = l.Binary, append([]string{"etcd"}, args...)
-	}
-	p, err := startProcess(l.Underlay(), filepath.Join(l.Dir(), "etcd.log"), path, args...)
-	if err != nil {
-		return err
-	}
-	l.Server = p
-	return Wait(ctx, readyWait, "etcd answers", p.alive(func() error {
-		_, err := l.Tulle(ctx, "", "lease", "ls")
-		return err
-	}))
-}
-
 // StartAgent starts the host's agent and waits until it is ready.
 func (l *Lab) StartAgent(ctx context.Context, h *Host) error {
 	if err := l.LaunchAgent(h); err != nil {
@@ -349,7 +340,7 @@ func (h *Host) WaitReady(ctx context.Context) error {
 
 // LaunchAgent starts the host's agent and does not wait for it.
 func (l *Lab) LaunchAgent(h *Host) error {
-	args := append([]string{"agent", "--etcd-endpoints", l.Endpoint(), "--etcd-prefix", l.Prefix, "--run-dir", h.RunDir}, l.Agent...)
+	args := append([]string{"agent", "--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--run-dir", h.RunDir}, l.Agent...)
 	p, err := startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+".log"), l.Binary, args...)
 	if err != nil {
 		return err
@@ -403,8 +394,12 @@ func (h *Host) Ready(ctx context.Context) error {
 
 // Tulle runs a subcommand that talks to etcd, from the underlay.
 func (l *Lab) Tulle(ctx context.Context, stdin string, args ...string) (string, error) {
+	return l.tulle(ctx, l.Endpoints(), stdin, args...)
+}
+
+func (l *Lab) tulle(ctx context.Context, endpoints, stdin string, args ...string) (string, error) {
 	args = append([]string{l.Binary}, args...)
-	args = append(args, "--etcd-endpoints", l.Endpoint(), "--etcd-prefix", l.Prefix)
+	args = append(args, "--etcd-endpoints", endpoints, "--etcd-prefix", l.Prefix)
 	return output(ctx, l.Underlay(), stdin, args...)
 }
 
@@ -415,7 +410,9 @@ func (l *Lab) Down() error {
 	for _, h := range l.Nodes {
 		errs = append(errs, h.Agent.Stop(unix.SIGKILL))
 	}
-	errs = append(errs, l.Server.Stop(unix.SIGKILL))
+	for _, m := range l.Cluster() {
+		errs = append(errs, m.Stop(unix.SIGKILL))
+	}
 	names, err := namespaces(l.namespace(""))
 	errs = append(errs, err)
 	for _, name := range names {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -42,8 +43,31 @@ func onThread(f func() error) error {
 	return <-done
 }
 
+// shareNamespaces does what the first `ip netns add` on a machine does: it mounts the directory of named network namespaces
+// over itself. Done later, that would cover the namespaces that are there, and none of them could be removed any more.
+var shareNamespaces = sync.OnceValue(func() error {
+	if err := os.MkdirAll(namespaceDir, 0o755); err != nil {
+		return err
+	}
+	share := func() error { return unix.Mount("", namespaceDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // it is no mount yet
+		err = errors.Join(unix.Mount(namespaceDir, namespaceDir, "none", unix.MS_BIND|unix.MS_REC, ""), share())
+	}
+	if err != nil {
+		err = fmt.Errorf("share %s: %w", namespaceDir, err)
+	}
+	return err
+})
+
+// namespaceDir is where `ip netns` keeps the names of network namespaces, and so does the lab.
+const namespaceDir = "/run/netns"
+
 // newNamespace makes a named network namespace with its loopback device up.
 func newNamespace(name string) error {
+	if err := shareNamespaces(); err != nil {
+		return err
+	}
 	return onThread(func() error {
 		ns, err := netns.NewNamed(name)
 		if err != nil {
@@ -60,7 +84,7 @@ func newNamespace(name string) error {
 
 // namespaces lists the named network namespaces that begin with prefix.
 func namespaces(prefix string) ([]string, error) {
-	entries, err := os.ReadDir("/run/netns")
+	entries, err := os.ReadDir(namespaceDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -75,7 +99,7 @@ func namespaces(prefix string) ([]string, error) {
 
 // deleteNamespace deletes a named network namespace. What still runs in it keeps it alive until it ends.
 func deleteNamespace(name string) error {
-	path := filepath.Join("/run/netns", name)
+	path := filepath.Join(namespaceDir, name)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
