@@ -73,16 +73,14 @@ func (a *Agent) writeEnv(mtu int) error {
 	text := env(a.state.plan.Host(), mtu)
 	if path := a.config.StateFile; path != "" {
 		if _, err := replace(path, text); err != nil {
-			errno := unix.Errno(0) // without the name of a temporary file, which is another each time
-			errors.As(err, &errno)
-			a.say("state file", slog.LevelWarn, "the env file's copy can't be written: after a reboot this host may get another subnet", "path", path, "error", errno)
+			a.say("state file", slog.LevelWarn, "the env file's copy can't be written: after a reboot this host may get another subnet", "path", path, "error", err)
 		} else {
 			delete(a.state.said, "state file")
 		}
 	}
 	written, err := replace(a.config.SubnetFile, text)
 	if err != nil {
-		return fmt.Errorf("env file: %w", err)
+		return fmt.Errorf("env file %s: %w", a.config.SubnetFile, err)
 	}
 	if written {
 		a.log.Info("env file written", "path", a.config.SubnetFile)
@@ -118,10 +116,14 @@ func replace(path string, text []byte) (bool, error) {
 	if now, err := os.ReadFile(path); err == nil && bytes.Equal(now, text) {
 		return false, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return false, err
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = renameio.WriteFile(path, text, 0o644, renameio.WithStaticPermissions(0o644))
 	}
-	return true, renameio.WriteFile(path, text, 0o644, renameio.WithStaticPermissions(0o644))
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		return true, errno // without the name of a temporary file, which is another each time, and so no news
+	}
+	return true, err
 }
 
 // previous is what subnets the host held in an earlier life: as the env file has them, or after a reboot its copy.

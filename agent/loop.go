@@ -58,6 +58,7 @@ func (a *Agent) loop(ctx context.Context) error {
 	tries, rest := 0, time.NewTimer(0)
 	for {
 		var look scope
+		retrying := tries == 0
 		select {
 		case <-ctx.Done():
 			return nil
@@ -70,7 +71,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.kernel.Doorbell():
 			look = atEverything
 		case <-retry.C:
-			look = atEverything
+			look, retrying = atEverything, true
 		case <-resync.C:
 			look = atEverything
 		}
@@ -80,14 +81,14 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-rest.C:
 		}
 		started := time.Now()
-		if err := a.pass(ctx, look); err != nil {
+		if err := a.pass(ctx, look); err != nil && retrying { // else a retry is due, and what else wakes us is no reason to put it off
 			retry.Reset(backoff(tries))
 			tries++
-		} else {
+		} else if err == nil {
 			retry.Stop()
 			tries = 0
 		}
-		rest.Reset(max(10*time.Millisecond, time.Since(started)))
+		rest.Reset(min(max(10*time.Millisecond, time.Since(started)), time.Second)) // a host that was suspended meanwhile has rested
 	}
 }
 

@@ -55,7 +55,7 @@ func run(m *testing.M) int {
 }
 
 // labNumber tells labs of this process apart, and with its PID from those of others.
-var labNumber int32
+var labNumber atomic.Int32
 
 // plain is the config that a test uses which does not care.
 const plain = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`
@@ -63,7 +63,7 @@ const plain = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`
 // newLab makes a lab that goes away with the test.
 func newLab(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
-	o.Name, o.Binary, o.Prefix, o.Forward = fmt.Sprintf("t%d-%d", os.Getpid(), atomic.AddInt32(&labNumber, 1)), binary, "/coreos.com/network", "DROP"
+	o.Name, o.Binary, o.Prefix, o.Forward = fmt.Sprintf("t%d-%d", os.Getpid(), labNumber.Add(1)), binary, "/coreos.com/network", "DROP"
 	if o.Config == "" {
 		o.Config = plain
 	}

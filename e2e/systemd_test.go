@@ -230,8 +230,7 @@ func boot(t *testing.T) *machine {
 	if _, err := os.Stat(root); err != nil {
 		t.Fatalf("%v: e2e/prepare test makes it", err)
 	}
-	labNumber++
-	m := &machine{namespace: fmt.Sprintf("tulle-t%d-%d-systemd", os.Getpid(), labNumber)}
+	m := &machine{namespace: fmt.Sprintf("tulle-t%d-%d-systemd", os.Getpid(), labNumber.Add(1))}
 	host(t, "ip", "netns", "add", m.namespace)
 	t.Cleanup(func() { host(t, "ip", "netns", "del", m.namespace) })
 	in(t, m.namespace, "sh", "-c", `ip link set lo up && ip link add eth0 type veth peer name underlay && ip link set underlay up &&

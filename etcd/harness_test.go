@@ -439,6 +439,13 @@ func (w *wire) attempts() int {
 	return w.tried
 }
 
+// connections is how many were made since the wire was mended, or at all.
+func (w *wire) connections() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.made)
+}
+
 // spread is the time from the first to the last connection since the wire was mended.
 func (w *wire) spread() time.Duration {
 	w.mu.Lock()

@@ -126,6 +126,9 @@ func (s *session) acquire(ctx context.Context, want subnet.Request) error {
 	case state == disputed:
 		return s.ask(ctx, key, want)
 	default:
+		if r.entry.Err != nil { // what spoilt the value took its etcd lease away, too
+			r.lease = s.own.lease
+		}
 		id, ttl, err := s.leaseOf(ctx, r)
 		if err == nil {
 			err = s.adopt(ctx, key, want, id, ttl)

@@ -198,6 +198,9 @@ func TestOwnKeySpoilt(t *testing.T) {
 	h.sees(n)
 	h.until("readable again", func() bool { return n.keys()[key].value == before.value })
 	h.holds(key)
+	if now := n.keys()[key]; now.lease != before.lease || h.last.Own.Reserved {
+		t.Errorf("stored is %+v, before %+v", now, before)
+	}
 }
 
 // Our lease expires while we are away, and another host takes the subnet.

@@ -101,6 +101,8 @@ func (s *Store) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, errMoved):
+			continue
 		case errors.Is(err, rpctypes.ErrCompacted): // what has changed since can't be told any more; etcd is well
 			session.stale = true
 		case errors.Is(err, errRewritten):
@@ -216,6 +218,9 @@ func (s *session) follow(ctx context.Context) error {
 				hold.Reset(0)
 			}
 		case <-s.store.wanted:
+			if s.moved() {
+				return errMoved
+			}
 			hold.Reset(0)
 		case <-hold.C:
 			if wait := s.hold(ctx); wait > 0 {
@@ -232,6 +237,17 @@ func (s *session) follow(ctx context.Context) error {
 			s.store.publish(func(u *subnet.Update) { s.leaving.publish(s.records, u) })
 		}
 	}
+}
+
+// errMoved says that this host's address changed. A connection that was made from the old one may hang, and would for
+// seconds: a new one is made at once.
+var errMoved = errors.New("the host's address changed")
+
+func (s *session) moved() bool {
+	s.store.mu.Lock()
+	defer s.store.mu.Unlock()
+	before := s.own.granted.PublicIP
+	return s.own.key != "" && s.store.request.PublicIP != before
 }
 
 func watchError(err error) error {

@@ -278,3 +278,26 @@ func goroutines(calls ...string) string {
 	}
 	return strings.Join(found, "\n\n")
 }
+
+// A host whose address changed keeps its subnet, and does not wait for a connection from the old address to time out.
+func TestAddressChange(t *testing.T) {
+	n, w := newNetwork(t), &wire{}
+	h := n.join(want("192.0.2.1", wide), w.dial())
+	key, before := h.key(), n.keys()[h.key()]
+	r := want("192.0.2.7", wide)
+	h.Want(r)
+	h.until("the new address", func() bool { return h.last.Own.Lease.PublicIP == r.PublicIP })
+	h.holds(key)
+	if now := n.keys(); len(now) != 1 || now[key].createRev != before.createRev || now[key].lease != before.lease || !strings.Contains(now[key].value, "192.0.2.7") {
+		t.Errorf("stored is %v, before %v", now, before)
+	}
+	if made := w.connections(); made != 2 {
+		t.Errorf("%d connections, want a new one for the new address", made)
+	}
+	r.Data.V4 = `{"VNI":2,"VtepMAC":"02:00:00:00:00:09"}`
+	h.Want(r)
+	h.until("the new data", func() bool { return h.last.Own.Lease.Data == r.Data })
+	if made := w.connections(); made != 2 {
+		t.Errorf("%d connections: one for other data", made)
+	}
+}

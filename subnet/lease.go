@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Lease is one host's place in the network: its subnets, where its packets are to be sent, and what its backend needs to
@@ -150,12 +152,19 @@ type Reject struct {
 
 func (r *Reject) Error() string { return string(r.Reason) + ": " + r.Detail }
 
-// Rejectf returns a Reject, its detail formatted, and cut short: some of it is text that anybody may have written.
+// Rejectf returns a Reject, its detail formatted, cut short, and without what a terminal would not print: some of it is text
+// that anybody may have written.
 func Rejectf(reason Reason, format string, args ...any) error {
 	const longest = 200 // bytes
 	detail := fmt.Sprintf(format, args...)
 	if len(detail) > longest {
 		detail = strings.ToValidUTF8(detail[:longest], "") + "…"
 	}
+	detail = strings.Map(func(r rune) rune {
+		if !unicode.IsGraphic(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, detail)
 	return &Reject{reason, detail}
 }

@@ -33,9 +33,10 @@ type Kernel struct {
 	objects bool // routes go through nexthop objects
 
 	// As of the last look, and what was changed since:
-	devices map[string]int          // ifindex by name
-	routes  map[netip.Prefix]uint32 // our routes, and the ID of each one's nexthop object, 0 if it has none
-	orphans []uint32                // our nexthop objects that no route goes through
+	devices map[string]int           // ifindex by name
+	routes  map[netip.Prefix]uint32  // our routes, and the ID of each one's nexthop object, 0 if it has none
+	strays  map[netip.Prefix][]route // those of our protocol that we would not have made so
+	orphans []uint32                 // our nexthop objects that no route goes through
 
 	ports map[string]map[int]string // names of each wanted bridge's ports by ifindex, see rememberPorts
 }

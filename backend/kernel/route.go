@@ -91,13 +91,21 @@ func (k *Kernel) observeRoutes() (map[netip.Prefix]backend.Route, error) {
 	}
 	routes := map[netip.Prefix]backend.Route{}
 	clear(k.routes)
+	k.strays = map[netip.Prefix][]route{}
 	for _, r := range list {
+		if r.stray() {
+			k.strays[r.dst] = append(k.strays[r.dst], r)
+			continue
+		}
 		h := hop{index: r.index, gateway: r.gateway, flags: r.flags}
 		if r.nexthop != 0 {
 			h = hops[r.nexthop]
 		}
 		routes[r.dst] = backend.Route{Via: h.gateway, Dev: names[h.index], OnLink: h.flags&unix.RTNH_F_ONLINK != 0}
 		k.routes[r.dst] = r.nexthop
+	}
+	for dst := range k.strays { // whatever else is there: it must be set, or deleted
+		routes[dst] = backend.Route{}
 	}
 	used := map[uint32]bool{}
 	for _, id := range k.routes {
@@ -135,6 +143,7 @@ func (c conn) listRoutes(protocol uint8, families ...uint8) ([]route, error) {
 type route struct {
 	dst             netip.Prefix
 	protocol, scope uint8
+	tos             uint8
 	kind            uint8 // RTN_…
 	table, priority uint32
 	index           int
@@ -143,8 +152,18 @@ type route struct {
 	nexthop         uint32 // object's ID, 0 for none
 }
 
+// stray reports whether a route of our protocol is one that the kernel tells from ours to the same prefix: by its metric or
+// its TOS. Somebody else has made it, in our name.
+func (r route) stray() bool {
+	metric := uint32(0)
+	if r.dst.Addr().Is6() {
+		metric = 1024 // IP6_RT_PRIO_USER, linux/ipv6_route.h: what no metric means
+	}
+	return r.priority != metric || r.tos != 0
+}
+
 func parseRoute(entry []byte) (route, bool) {
-	r := route{table: uint32(entry[4]), protocol: entry[5], scope: entry[6], kind: entry[7], flags: number(entry[8:])}
+	r := route{tos: entry[3], table: uint32(entry[4]), protocol: entry[5], scope: entry[6], kind: entry[7], flags: number(entry[8:])}
 	dst := netip.IPv4Unspecified()
 	if entry[0] == unix.AF_INET6 {
 		dst = netip.IPv6Unspecified()
@@ -201,17 +220,24 @@ func (k *Kernel) setRoute(dst netip.Prefix, r backend.Route) error {
 	if r.OnLink {
 		h.flags = unix.RTNH_F_ONLINK
 	}
+	if err := k.deleteStrays(dst); err != nil {
+		return err
+	}
 	id, ours := k.routes[dst]
+	how := unix.NLM_F_EXCL
+	if ours {
+		how = unix.NLM_F_REPLACE
+	}
 	switch {
 	case ours && id != 0:
 		return k.setNexthop(id, h, unix.NLM_F_REPLACE)
-	case ours || !k.objects:
-		return k.setPlainRoute(dst, h, ours)
+	case !k.objects:
+		return k.setPlainRoute(dst, h, how)
 	}
 	if id, err = k.addNexthop(dst, h); err != nil {
 		return fmt.Errorf("nexthop object: %w", err)
 	}
-	err = k.changeRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, dst, 0, uint32Attr(rtaNexthopID, id))
+	err = k.changeRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|how, dst, 0, uint32Attr(rtaNexthopID, id))
 	if err != nil {
 		return errors.Join(foreign(dst, err), k.deleteNexthop(id))
 	}
@@ -219,12 +245,8 @@ func (k *Kernel) setRoute(dst netip.Prefix, r backend.Route) error {
 	return nil
 }
 
-func (k *Kernel) setPlainRoute(dst netip.Prefix, h hop, replace bool) error {
-	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	if replace {
-		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
-	}
-	err := k.changeRoute(unix.RTM_NEWROUTE, flags, dst, h.flags,
+func (k *Kernel) setPlainRoute(dst netip.Prefix, h hop, how int) error {
+	err := k.changeRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|how, dst, h.flags,
 		uint32Attr(unix.RTA_OIF, uint32(h.index)), addrAttr(unix.RTA_GATEWAY, h.gateway))
 	if err != nil {
 		return foreign(dst, err)
@@ -243,7 +265,13 @@ func foreign(dst netip.Prefix, err error) error {
 
 // deleteRoute deletes our route to dst, if it is still there, and its nexthop object.
 func (k *Kernel) deleteRoute(dst netip.Prefix, _ backend.Route) error {
-	id := k.routes[dst]
+	if err := k.deleteStrays(dst); err != nil {
+		return err
+	}
+	id, ours := k.routes[dst]
+	if !ours {
+		return nil
+	}
 	if err := gone(k.changeRoute(unix.RTM_DELROUTE, 0, dst, 0)); err != nil {
 		return err
 	}
@@ -253,6 +281,20 @@ func (k *Kernel) deleteRoute(dst netip.Prefix, _ backend.Route) error {
 		}
 	}
 	delete(k.routes, dst)
+	return nil
+}
+
+// deleteStrays deletes routes to dst that stand beside ours in our name.
+func (k *Kernel) deleteStrays(dst netip.Prefix) error {
+	for _, r := range k.strays[dst] {
+		header := rtmsg(dst, 0)
+		header[3], header[6] = r.tos, unix.RT_SCOPE_NOWHERE // whatever scope it has
+		err := k.conn.do(unix.RTM_DELROUTE, 0, header, addrAttr(unix.RTA_DST, dst.Addr()), uint32Attr(unix.RTA_PRIORITY, r.priority))
+		if err := gone(err); err != nil {
+			return fmt.Errorf("the one with metric %d: %w", r.priority, err)
+		}
+	}
+	delete(k.strays, dst)
 	return nil
 }
 

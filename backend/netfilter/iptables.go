@@ -194,15 +194,20 @@ func (t *IPTables) Cleanup(ctx context.Context) ([]string, error) {
 // set makes chains as they should be, and returns those that were not. Each table is changed in one transaction.
 func (t *tool) set(ctx context.Context, chains []chain) (changed []chain, err error) {
 	scripts := map[string]string{} // by table
-	tables := map[string][]string{}
+	tables, unread := map[string][]string{}, map[string]bool{}
 	var errs []error
 	for _, c := range chains {
-		if _, read := tables[c.table]; !read {
+		if _, tried := unread[c.table]; !tried {
 			text, err := run(ctx, "", t.save, "-t", c.table)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("table %s: %w", c.table, err))
+			} else {
+				tables[c.table] = strings.Split(text, "\n")
 			}
-			tables[c.table] = strings.Split(text, "\n")
+			unread[c.table] = err != nil
+		}
+		if unread[c.table] { // what is there is not known, so nothing can be missing
+			continue
 		}
 		if script := c.script(look(tables[c.table], c)); script != "" {
 			scripts[c.table] += script

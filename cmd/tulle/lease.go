@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -16,6 +20,18 @@ type leaseCmd struct {
 	Ls      leaseLsCmd      `cmd:"" help:"Show who holds which subnet, and until when."`
 	Reserve leaseReserveCmd `cmd:"" help:"Keep a subnet for a host, whether or not it runs."`
 	Release leaseReleaseCmd `cmd:"" help:"Give a subnet back, leased or reserved: for a host that won't return."`
+}
+
+// printable makes text that anybody may have written fit for a table on a terminal.
+func printable(text string) string {
+	const longest = 60 // bytes
+	if len(text) > longest {
+		text = text[:longest] + "…"
+	}
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsGraphic(r) }) {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 type leaseLsCmd struct {
@@ -47,7 +63,7 @@ func (c *leaseLsCmd) Run(ctx context.Context) error {
 		row := leaseRow{Subnet: subnetText(h.Lease), PublicIP: publicIP(h.Lease), Backend: h.Lease.Backend, State: "leased"}
 		switch {
 		case h.Err != nil:
-			row = leaseRow{Subnet: fmt.Sprintf("%q", h.Key), State: h.Err.Error()}
+			row = leaseRow{Subnet: h.Key, State: h.Err.Error()}
 		case h.Reserved:
 			row.State = "reserved"
 		default:
@@ -70,7 +86,7 @@ func (c *leaseLsCmd) Run(ctx context.Context) error {
 		if r.Expires != nil {
 			expires = fmt.Sprintf("in %s", time.Until(*r.Expires).Round(time.Minute))
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.Subnet, dash(r.PublicIP), dash(r.Backend), r.State, expires)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(r.Subnet), dash(r.PublicIP), dash(printable(r.Backend)), r.State, expires)
 	}
 	return w.Flush()
 }
