@@ -34,13 +34,20 @@ compose-down: ## remove these containers, with all that belongs to them
 .PHONY: test
 test: ## run all tests (needs root; installs what they need with apt)
 	@e2e/prepare test
-	TULLE_TEST_ROOT=1 CGO_ENABLED=1 go test -race -timeout 9m ./...
+	TULLE_TEST_ROOT=1 CGO_ENABLED=1 go test -race -timeout 30m ./...
 
 # As in make soak FOR=1h SEED=42.
 .PHONY: soak
 soak: ## break things at random for 10 minutes, and see all heal (FOR=TIME, SEED=NUMBER of a run to repeat)
 	@e2e/prepare test
 	TULLE_TEST_ROOT=1 TULLE_SOAK=$(or $(FOR),10m) TULLE_SOAK_SEED=$(SEED) CGO_ENABLED=1 go test -race -timeout 0 -v -run 'TestSoak$$' ./e2e
+
+.PHONY: test-all
+test-all: ## all tests, make soak, and the tests that set the clock, in a virtual machine (needs root)
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory soak
+	@e2e/prepare vm
+	e2e/vm 'TestClock$$'
 
 .PHONY: lint
 lint: ## check format, vet, and staticcheck

@@ -40,7 +40,7 @@ func TestSystemd(t *testing.T) {
 		name string
 		run  func(*testing.T, *machine)
 	}{
-		{"Verify", systemdVerify}, {"Start", systemdStart}, {"DockerOfDebian", systemdDebian}, {"Alive", systemdAlive},
+		{"Verify", systemdVerify}, {"LongStart", systemdLongStart}, {"Start", systemdStart}, {"DockerOfDebian", systemdDebian}, {"Alive", systemdAlive},
 		{"Stopped", systemdStopped}, {"HangingLoop", systemdHangs}, {"Restart", systemdRestart}, {"Stop", systemdStop},
 		{"Reboot", systemdReboot}, {"Cleanup", systemdCleanup},
 	} {
@@ -62,6 +62,28 @@ func systemdVerify(t *testing.T, m *machine) {
 		t.Error(out)
 	}
 	m.run(t, "systemctl", "enable", "tulle.service")
+}
+
+// systemdLongStart has an agent that waits for longer than a start may take, which is no fault of its own, and then hangs.
+func systemdLongStart(t *testing.T, m *machine) {
+	const limit = 4 * time.Second
+	m.write(t, "/etc/systemd/system/tulle.service.d/test.conf", "[Service]\nTimeoutStartSec=4\nWatchdogSec=2\nTimeoutStopSec=1\n")
+	m.run(t, "systemctl", "daemon-reload")
+	m.run(t, "systemctl", "start", "--no-block", "tulle")
+	m.eventually(t, "tulle.service", "MainPID", func(v string) bool { return v != "0" })
+	pid := m.show(t, "tulle.service", "MainPID")
+	for began := time.Now(); time.Since(began) < 3*limit; {
+		if state, now := m.show(t, "tulle.service", "ActiveState"), m.show(t, "tulle.service", "MainPID"); state != "activating" || now != pid {
+			t.Fatalf("after %s without etcd the agent is %s, process %s, which was %s", time.Since(began), state, now, pid)
+		}
+	}
+	m.run(t, "systemctl", "kill", "--kill-who=main", "--signal=STOP", "tulle")
+	m.eventually(t, "tulle.service", "MainPID", func(v string) bool { return v != pid && v != "0" })
+	m.run(t, "systemctl", "stop", "tulle")
+	if err := os.RemoveAll(m.path("/etc/systemd/system/tulle.service.d")); err != nil {
+		t.Fatal(err)
+	}
+	m.run(t, "systemctl", "daemon-reload")
 }
 
 // systemdStart starts Docker, which needs the agent, which needs a config. Neither start is over before its time.
