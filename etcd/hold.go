@@ -90,10 +90,12 @@ func (s *session) standing(want subnet.Request) standing {
 	here := r.entry.Lease.PublicIP == want.PublicIP || r.entry.Lease.PublicIP == s.own.granted.PublicIP
 	anew := r.entry.Created != s.own.created
 	switch {
-	case !exists, anew && !here:
+	case !exists:
 		return gone
 	case r.modified == s.own.modified, r.entry.Err != nil: // what is unreadable is nobody's
 		return ours
+	case anew && !here:
+		return gone
 	case !here:
 		return taken
 	case claimant(r.value) != "" && claimant(r.value) != s.store.name:

@@ -51,9 +51,12 @@ func newHost(t *testing.T) *host {
 func (h *host) run(format string, args ...any) string {
 	h.Helper()
 	words := strings.Fields(fmt.Sprintf(format, args...))
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
+	var warnings strings.Builder // ip has some about other people's namespaces
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Stderr = &warnings
+	out, err := cmd.Output()
 	if err != nil {
-		h.Fatalf("%s: %v\n%s", strings.Join(words, " "), err, out)
+		h.Fatalf("%s: %v\n%s%s", strings.Join(words, " "), err, out, warnings.String())
 	}
 	return string(out)
 }

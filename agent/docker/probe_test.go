@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // fake makes a dockerd out of a shell script.
@@ -87,9 +88,14 @@ func TestHang(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	status, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
-	if err == nil && !strings.Contains(string(status), ") Z ") { // a zombie is its new parent's to bury
-		t.Errorf("the child lives on: %s", status)
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		status, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+		if err != nil || strings.Contains(string(status), ") Z ") { // a zombie is its new parent's to bury
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the child lives on: %s", status)
+		}
 	}
 }
 
