@@ -426,10 +426,10 @@ func TestForeignBridge(t *testing.T) {
 	stop(t, h)
 	in(t, h.Namespace, binary, "cleanup", "--run-dir", h.RunDir)
 	in(t, h.Namespace, "sh", "-c", "ip link add docker0 type bridge; ip addr add 172.17.0.1/16 dev docker0; ip link set docker0 up")
-	before := in(t, h.Namespace, "ip", "-o", "addr", "show", "docker0")
+	before := in(t, h.Namespace, "ip", "-4", "-o", "addr", "show", "docker0")
 	launch(t, l, h)
 	eventually(t, 10*time.Second, "the agent is ready", func() error { return h.Ready(t.Context()) })
-	if after := in(t, h.Namespace, "ip", "-o", "addr", "show", "docker0"); after != before {
+	if after := in(t, h.Namespace, "ip", "-4", "-o", "addr", "show", "docker0"); after != before {
 		t.Errorf("the agent changed a bridge that is not its own:\n%s\n%s", before, after)
 	}
 	if status := in(t, h.Namespace, binary, "status"); !strings.Contains(status, "docker0 has 172.17.0.1/16, not this host's") || !strings.Contains(status, "ip link del docker0") {

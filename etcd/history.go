@@ -35,7 +35,8 @@ func (s *session) probe(ctx context.Context) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	key := s.newest()
-	got, err := s.client.etcd.Get(ctx, s.client.subnetKey(key), clientv3.WithRev(s.history.revision))
+	revision := max(s.history.revision, s.records[key].modified) // what we wrote we know before the watch tells
+	got, err := s.client.etcd.Get(ctx, s.client.subnetKey(key), clientv3.WithRev(revision))
 	switch {
 	case errors.Is(err, rpctypes.ErrFutureRev):
 		return errRewritten
@@ -75,7 +76,7 @@ func (s *session) contradicts(h *etcdserverpb.ResponseHeader, listed map[string]
 // newest is the key that was changed last; "" if there is none.
 func (s *session) newest() (newest string) {
 	for key, r := range s.records {
-		if r.modified > s.records[newest].modified && r.modified <= s.history.revision {
+		if r.modified > s.records[newest].modified {
 			newest = key
 		}
 	}
@@ -126,7 +127,7 @@ type past struct {
 // remember makes the past of all that is known, when etcd has turned out to know it no more.
 func (s *session) remember() {
 	s.reclaim = s.own.key != "" && (s.own.lease == clientv3.NoLease || time.Since(s.own.renewed) < s.own.ttl)
-	s.history, s.stale = history{}, false
+	s.history, s.stale = history{}, true
 	grace := s.store.options.Grace
 	if grace == 0 {
 		return

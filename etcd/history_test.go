@@ -183,6 +183,24 @@ func TestWipedAndOvertaken(t *testing.T) {
 	b.until("the other's key is back", b.loses(keys, func() bool { return c.keys()[keys[0]].value != "" }))
 }
 
+// A host is cut off before the watch has told it of its own first write, and etcd is wiped: what it wrote it knows.
+func TestWipedBeforeTheWatchTold(t *testing.T) {
+	c, w, slow := newCluster(t), &wire{}, slowWatch{make(chan struct{})}
+	h := c.join(want("192.0.2.1", wide), w.dial(), slow.dial())
+	key := h.key()
+	w.cut()
+	h.until("out of reach", func() bool { return h.last.Err != nil })
+	c.stop()
+	c.start("")
+	c.config(wide)
+	c.put(key, value("192.0.2.9"), clientv3.WithLease(c.grant())) // at the same revision
+	close(slow.open)
+	w.mend()
+	h.until("noticed", func() bool { return h.last.Alert != "" && h.last.Err == nil })
+	h.until("taken back", func() bool { return strings.Contains(c.keys()[key].value, "192.0.2.1") })
+	h.holds(key)
+}
+
 // A new host takes a subnet before its holder has noticed that etcd was wiped. The holder has containers there.
 func TestNewcomerYields(t *testing.T) {
 	c, w := newCluster(t), &wire{}
@@ -215,6 +233,7 @@ func TestDeletedAndWrittenAgain(t *testing.T) {
 	before := n.keys()[key]
 	n.release(strings.Replace(key, "-", "/", 1))
 	h.until("written again", h.loses([]string{key}, func() bool { return h.entries[key].Created > before.createRev }))
+	peer.until("held again", func() bool { return peer.key() == key && peer.last.Own.Revision > before.modified })
 	peer.stop()
 	n.release(strings.Replace(key, "-", "/", 1))
 	h.until("gone for good", func() bool { _, known := h.entries[key]; return !known })

@@ -101,7 +101,7 @@ func (s *Store) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, errMoved):
+		case errors.Is(err, errMoved), errors.Is(err, errClock): // etcd is well
 			continue
 		case errors.Is(err, rpctypes.ErrCompacted): // what has changed since can't be told any more; etcd is well
 			session.stale = true
@@ -179,8 +179,9 @@ func (s *session) run(ctx context.Context) error {
 	client.failing = s.refused
 	defer func() { s.stop() }()
 	link.Go(func() { s.watchLink(ctx, cut) })
+	link.Go(func() { watchClock(ctx, cut) })
 
-	if s.stale || s.history.revision == 0 {
+	if s.stale || len(s.records) == 0 { // who knows nothing can't tell whether it is still so
 		err = s.list(ctx)
 	} else {
 		err = s.probe(ctx)
@@ -372,4 +373,28 @@ func (s *session) watchLink(ctx context.Context, cut context.CancelCauseFunc) {
 // refused tells at once why there is no connection: the call that waits for one gives up much later.
 func (s *session) refused() {
 	s.store.outOfReach(s.client.explain(context.DeadlineExceeded))
+}
+
+// errClock says that the clock was set back.
+var errClock = errors.New("the clock was set back")
+
+// watchClock cuts the connection when the clock is set back. gRPC tells by the clock for how long a connection has been silent
+// (keepalive in its internal/transport/http2_client.go): it would give up one that is well, or not ask again before the clock
+// is where it was. It would do so after 5 seconds, so the clock is looked at more often.
+func watchClock(ctx context.Context, cut context.CancelCauseFunc) {
+	tick := time.NewTicker(3 * time.Second)
+	defer tick.Stop()
+	for last := time.Now().Round(0); ; { // without the reading of the clock that nobody sets
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now().Round(0)
+		if now.Before(last) {
+			cut(errClock)
+			return
+		}
+		last = now
+	}
 }
