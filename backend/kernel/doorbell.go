@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -17,8 +19,10 @@ import (
 type bell struct {
 	c      chan struct{} // capacity one: rings in a row are one ring
 	socket *nl.NetlinkSocket
+	self   uint32 // the port that our own requests come from
 
 	mu      sync.Mutex
+	wrote   map[deed]bool   // see expect
 	names   map[string]bool // devices of interest, also while they don't exist
 	indexes map[int]bool
 	tunnels map[int]bool // those of them whose neighbours and FDB are ours
@@ -44,7 +48,7 @@ func newBell() (*bell, error) {
 	}
 	// A burst of changes must not overflow the socket; if it does all the same (the limit needs CAP_NET_ADMIN), that rings.
 	_ = s.SetReceiveBufferSize(8<<20, true)
-	return &bell{c: make(chan struct{}, 1), socket: s, names: map[string]bool{}}, nil
+	return &bell{c: make(chan struct{}, 1), socket: s, names: map[string]bool{}, wrote: map[deed]bool{}}, nil
 }
 
 func (b *bell) close() { b.socket.Close() }
@@ -71,7 +75,7 @@ func (b *bell) watch(devices map[string]int, want backend.State) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.names, b.indexes, b.tunnels = names, indexes, tunnels
+	b.names, b.indexes, b.tunnels, b.wrote = names, indexes, tunnels, map[deed]bool{} // what was done before is looked at now
 }
 
 // listen rings until ctx ends. It fails only if the socket does.
@@ -90,11 +94,63 @@ func (b *bell) listen(ctx context.Context) error {
 			return fmt.Errorf("receive from rtnetlink: %w", err)
 		}
 		for _, m := range messages {
-			if b.concerns(m.Header.Type, m.Header.Flags, m.Data) {
+			if b.news(m) {
 				b.ring()
 			}
 		}
 	}
+}
+
+// news reports whether a notification is a reason to look: what we did ourselves is none.
+func (b *bell) news(m syscall.NetlinkMessage) bool {
+	return m.Header.Pid != b.self && b.concerns(m.Header.Type, m.Header.Flags, m.Data)
+}
+
+// deed is a change of a neighbour or an FDB entry. The kernel tells of some of them without saying whose they are
+// (vxlan_fdb_notify, drivers/net/vxlan/vxlan_core.c; neigh_cleanup_and_release, net/core/neighbour.c).
+type deed struct {
+	kind   uint16 // RTM_NEWNEIGH or RTM_DELNEIGH
+	family uint8
+	index  int
+	dst    netip.Addr
+	mac    backend.MAC // not of a neighbour that is deleted: it has none any more
+}
+
+func (d deed) of(kind uint16) deed {
+	if d.kind = kind; kind == unix.RTM_DELNEIGH && d.family != unix.AF_BRIDGE {
+		d.mac = backend.MAC{}
+	}
+	return d
+}
+
+// expect says that we are about to do d, so that its notification is no news.
+func (b *bell) expect(d deed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	undone := map[uint16]uint16{unix.RTM_NEWNEIGH: unix.RTM_DELNEIGH, unix.RTM_DELNEIGH: unix.RTM_NEWNEIGH}[d.kind]
+	delete(b.wrote, d.of(undone))
+	b.wrote[d.of(d.kind)] = true
+}
+
+// expected reports whether a notification is of what we did.
+func (b *bell) expected(kind uint16, data []byte) bool {
+	d := deed{kind: kind, family: data[0], index: int(number(data[4:]))}
+	for kind, value := range attributes(data, 12) {
+		switch kind {
+		case unix.NDA_DST:
+			d.dst = address(value)
+		case unix.NDA_LLADDR:
+			copy(d.mac[:], value)
+		}
+	}
+	d = d.of(kind)
+	if !b.wrote[d] {
+		return false
+	}
+	if delete(b.wrote, d); len(b.wrote) == 0 {
+		b.wrote = map[deed]bool{} // a map keeps the room of the most it ever held
+	}
+	return true
 }
 
 // concerns reports whether a notification can be about something that Apply or Underlay looks at. Containers that come and
@@ -108,7 +164,7 @@ func (b *bell) concerns(kind, flags uint16, data []byte) bool {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return len(data) >= 8 && b.indexes[int(number(data[4:]))]
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return len(data) >= 12 && b.tunnels[int(number(data[4:]))]
+		return len(data) >= 12 && b.tunnels[int(number(data[4:]))] && !b.expected(kind, data)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours; one that may have taken ours' place; the default route, which chooses the underlay
 		return len(data) >= unix.SizeofRtMsg && (data[5] == protocol || flags&unix.NLM_F_REPLACE != 0 || data[1] == 0 ||
 			kind == unix.RTM_DELROUTE && data[5] == unix.RTPROT_KERNEL && b.connects(data))

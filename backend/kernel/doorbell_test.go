@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -153,6 +154,42 @@ func TestDoorbellIsQuiet(t *testing.T) {
 		}
 		if !netconf {
 			s.Error("no device told of its forwarding")
+		}
+	})
+}
+
+// What we change ourselves is no reason to look at everything: a join among ten thousand must cost one peer's work.
+func TestDoorbellOfOurOwn(t *testing.T) {
+	eachMode(t, func(s *sandbox) {
+		k, few, more := s.open(), state(s, 3), state(s, 9)
+		moved := state(s, 9)
+		for key := range moved.FDB {
+			moved.FDB[key] = netip.MustParseAddr("192.0.2.200")
+		}
+		s.apply(k, few)
+		for _, step := range []struct {
+			what     string
+			from, to backend.State
+		}{{"join", few, more}, {"change", more, moved}, {"leave", moved, few}, {"return", few, more}} {
+			messages := s.notifications(func() {
+				if err := k.Change(s.Context(), backend.Diff(step.from, step.to)); err != nil {
+					s.Fatal(err)
+				}
+			})
+			if len(messages) < 6 {
+				s.Errorf("%s: only %d notifications", step.what, len(messages))
+			}
+			for _, m := range messages {
+				if k.bell.news(m) {
+					s.Errorf("%s: would ring for %s, %x", step.what, describeMessage(m), m.Data)
+				}
+			}
+		}
+		// What we did once is news if somebody else undoes it, and does it again.
+		for _, m := range s.notifications(func() { s.run("ip neigh flush dev tulle.1 nud permanent") }) {
+			if m.Header.Type == unix.RTM_DELNEIGH && !k.bell.news(m) {
+				s.Errorf("would not ring for %s", describeMessage(m))
+			}
 		}
 	})
 }

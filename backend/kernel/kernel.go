@@ -59,6 +59,9 @@ func Open(options ...Option) (*Kernel, error) {
 		return nil, fmt.Errorf("rtnetlink: %w", err)
 	}
 	bell, err := newBell()
+	if err == nil {
+		bell.self, err = c.sockets[unix.NETLINK_ROUTE].Socket.GetPid()
+	}
 	if err != nil {
 		c.close()
 		links.Close()

@@ -98,6 +98,7 @@ func (k *Kernel) changeNeighbour(kind int, family uint8, dev string, dst netip.A
 	if family == unix.AF_BRIDGE {
 		self = unix.NTF_SELF
 	}
+	k.bell.expect(deed{uint16(kind), family, index, dst, mac})
 	return k.conn.do(kind, flags, ndmsg(family, index, unix.NUD_PERMANENT, self),
 		addrAttr(unix.NDA_DST, dst), nl.NewRtAttr(unix.NDA_LLADDR, mac[:]))
 }
