@@ -24,11 +24,12 @@ const legacyPoll = time.Second
 
 // bell rings when the packet filter changed.
 type bell struct {
-	c      chan struct{} // capacity one: rings in a row are one ring
-	nft    *nl.NetlinkSocket
-	legacy int    // a raw socket, which legacy tables are asked by; -1 if that is not permitted
-	names  string // the file that names the legacy tables in use
-	last   map[string]extent
+	c       chan struct{} // capacity one: rings in a row are one ring
+	nft     *nl.NetlinkSocket
+	queries map[int]*nl.SocketHandle
+	legacy  int    // a raw socket, which legacy tables are asked by; -1 if that is not permitted
+	names   string // the file that names the legacy tables in use
+	last    map[string]extent
 }
 
 func newBell() (*bell, error) {
@@ -40,7 +41,11 @@ func newBell() (*bell, error) {
 	if err != nil {
 		legacy = -1 // without CAP_NET_RAW the slow resync has to do
 	}
-	b := &bell{c: make(chan struct{}, 1), nft: s, legacy: legacy, names: "/proc/self/net/ip_tables_names"}
+	questions, err := queries()
+	if err != nil {
+		return nil, fmt.Errorf("ask nftables: %w", err)
+	}
+	b := &bell{c: make(chan struct{}, 1), nft: s, queries: questions, legacy: legacy, names: "/proc/self/net/ip_tables_names"}
 	b.last = b.legacyTables()
 	return b, nil
 }

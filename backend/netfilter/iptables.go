@@ -111,6 +111,9 @@ func multicast(f subnet.Family) netip.Prefix {
 type IPTables struct {
 	tools [2]*tool // by family; nil until needed
 	bell  *bell
+
+	seen   fingerprint // of the packet filter when it was found to be as policy asks; not known if it wasn't
+	policy backend.Firewall
 }
 
 // Open returns an IPTables for the calling thread's network namespace.
@@ -156,6 +159,22 @@ func (t *IPTables) tool(f subnet.Family) (*tool, error) {
 // Apply compares our rules with what f asks for and changes what differs, a table at a time and each in one piece. It
 // returns how many chains were not as they should be. A family without a network is left as it is.
 func (t *IPTables) Apply(ctx context.Context, f backend.Firewall) (int, error) {
+	now := t.bell.fingerprint() // before the look: whatever changes meanwhile makes it another
+	if f.Network.V6.IsValid() {
+		now = fingerprint{} // it knows nothing of ip6tables' legacy tables
+	}
+	if now.known && now == t.seen && f == t.policy {
+		return 0, nil
+	}
+	t.seen, t.policy = fingerprint{}, f
+	changed, err := t.apply(ctx, f)
+	if changed == 0 && err == nil {
+		t.seen = now
+	}
+	return changed, err
+}
+
+func (t *IPTables) apply(ctx context.Context, f backend.Firewall) (int, error) {
 	var errs []error
 	changed := 0
 	for family := range f.Network.All() {

@@ -1,0 +1,66 @@
+package netfilter
+
+import (
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// A packet filter that nobody has changed is not looked at twice: that takes a program for each table. Whatever somebody
+// changes, also what leaves number and size of the rules as they were, makes us look.
+func TestUnchangedRunsNothing(t *testing.T) {
+	for name, command := range map[string]string{
+		"rule altered":          "iptables -w -R TULLE-FORWARD 1 -s 10.99.0.0/16 -j ACCEPT",
+		"rule deleted":          "iptables -w -D TULLE-FORWARD 1",
+		"somebody else's rule":  "iptables -w -t nat -I POSTROUTING -s 172.17.0.0/16 -j RETURN",
+		"another table flushed": "iptables -w -t raw -F",
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachVariant(t, func(s sandbox) {
+				filter, err := Open()
+				if err != nil {
+					s.Fatal(err)
+				}
+				filter.bell.names = fmt.Sprintf("/proc/self/task/%d/net/ip_tables_names", unix.Gettid())
+				policy := besideDocker()
+				apply := func(f backend.Firewall) (int, error) { return filter.Apply(s.Context(), f) }
+				for range 2 { // the second finds that the first has done it
+					if _, err := apply(policy); err != nil {
+						s.Fatal(err)
+					}
+				}
+				tool := filter.tools[subnet.IPv4]
+				save := tool.save
+				tool.save = "/bin/false"
+				if n, err := apply(policy); n != 0 || err != nil {
+					s.Errorf("unchanged: %d, %v", n, err)
+				}
+				other := policy
+				other.Masquerade = !other.Masquerade
+				if _, err := apply(other); err == nil {
+					s.Error("it did not look for the sake of another policy")
+				}
+				tool.save = save
+				for range 2 {
+					if _, err := apply(policy); err != nil {
+						s.Fatal(err)
+					}
+				}
+				s.run("%s", command)
+				tool.save = "/bin/false"
+				if _, err := apply(policy); err == nil {
+					s.Error("it did not look after a change")
+				}
+				tool.save = save
+				if _, err := apply(policy); err != nil {
+					s.Error(err)
+				}
+				s.inPlace(policy)
+			})
+		})
+	}
+}
