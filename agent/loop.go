@@ -38,6 +38,7 @@ type state struct {
 	said     map[string]string         // what was last logged, by topic
 	revision int64                     // of etcd
 	plan     *backend.Plan             // what is in force
+	outdated bool                      // it was made of other entries
 	failure  error                     // of the last pass
 	drift    map[string]int            // entries repaired, by table
 	warnings map[string]string         // what an operator should do something about, by topic
@@ -126,7 +127,7 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	var count map[string]int
 	var err error
 	if look == atEverything {
-		a.state.entries = u.Merge(a.state.entries)
+		a.state.take(u)
 		count, err = a.reconcile(ctx)
 	} else {
 		count, err = a.change(ctx, u, look)
@@ -162,6 +163,16 @@ func (a *Agent) filter(ctx context.Context, count map[string]int) error {
 		count["firewall"] = n
 	}
 	return err
+}
+
+// take takes changed leases in: into the plan, too, which follows them also while a new one can't be made.
+func (s *state) take(u subnet.Update) {
+	switch {
+	case s.plan != nil && !s.outdated && !u.Reset:
+		s.plan.Update(u.Leases)
+	default:
+		s.entries, s.outdated = u.Merge(s.entries), true
+	}
 }
 
 // learn notes what the store says beside the leases, and reports whether everything must be planned anew.
@@ -260,8 +271,12 @@ func (a *Agent) replan() (*backend.Plan, error) {
 		return nil, err
 	}
 	host := backend.Host{Config: config, Self: s.own.Lease, Underlay: underlay, Options: a.options()}
+	if s.plan != nil && !s.outdated && reflect.DeepEqual(s.plan.Host(), host) {
+		return s.plan, nil
+	}
 	plan, err := backend.NewPlan(b, host, s.entries)
 	if err == nil { // else peers would be told of what this host can't do
+		s.outdated = false
 		a.request(b, config, underlay)
 	}
 	return plan, err

@@ -506,3 +506,30 @@ func TestWatchdog(t *testing.T) {
 		r.pass(10 * time.Second)
 	})
 }
+
+// A look at everything without news plans nothing anew, and what comes with it is in the plan.
+func TestPlanIsKept(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.ready()
+		r.put(peer(2))
+		plan := r.agent.state.plan
+		ring(r.kernel.doorbell)
+		r.settle()
+		r.store.publish(func(u *subnet.Update) { u.Leases["10.5.3.0-24"] = peer(3) })
+		ring(r.kernel.doorbell)
+		r.settle()
+		r.pass(time.Minute)
+		if r.agent.state.plan != plan {
+			r.Error("planned anew")
+		}
+		if state := r.kernel.state(); !strings.Contains(state, "route 10.5.2.0/24") || !strings.Contains(state, "route 10.5.3.0/24") {
+			r.Errorf("the state is\n%s", state)
+		}
+		r.kernel.setMTU(1400)
+		ring(r.kernel.doorbell)
+		r.settle()
+		if r.agent.state.plan == plan || !strings.Contains(r.kernel.state(), "mtu 1350") || !strings.Contains(r.kernel.state(), "route 10.5.3.0/24") {
+			r.Errorf("the state is\n%s", r.kernel.state())
+		}
+	})
+}
