@@ -223,11 +223,11 @@ func restartAgent(t *testing.T, l *lab.Lab, h *lab.Host) {
 	}
 }
 
-// busy has a host's agent look at everything, and returns while it does: it has asked iptables.
+// busy has a host's agent look at the packet filter, which somebody changes, and returns while it does.
 func busy(t *testing.T, h *lab.Host) {
 	t.Helper()
 	eventually(t, 10*time.Second, h.Name+"'s agent asks iptables", func() error {
-		in(t, h.Namespace, "ip", "link", "set", "eth0", "alias", fmt.Sprint(time.Now().UnixNano()))
+		in(t, h.Namespace, "sh", "-c", "iptables -w -N SOMEBODY && iptables -w -X SOMEBODY")
 		children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", h.Agent.PID))
 		for _, path := range children {
 			if child, err := os.ReadFile(path); err == nil && len(child) > 0 {
