@@ -13,11 +13,12 @@ import (
 )
 
 type labCmd struct {
-	Demo labDemoCmd `cmd:"" help:"Do it all once: make a lab, let its containers talk, show how, take it down."`
-	Up   labUpCmd   `cmd:"" help:"Make a lab, and leave it running."`
-	Exec labExecCmd `cmd:"" help:"Run a command in a host or a container of the lab."`
-	Ls   labLsCmd   `cmd:"" help:"Show the lab's hosts and containers."`
-	Down labDownCmd `cmd:"" help:"Take the lab down."`
+	Demo  labDemoCmd  `cmd:"" help:"Do it all once: make a lab, let its containers talk, show how, take it down."`
+	Up    labUpCmd    `cmd:"" help:"Make a lab, and leave it running."`
+	Exec  labExecCmd  `cmd:"" help:"Run a command in a host or a container of the lab."`
+	Ls    labLsCmd    `cmd:"" help:"Show the lab's hosts and containers."`
+	Down  labDownCmd  `cmd:"" help:"Take the lab down."`
+	Fleet labFleetCmd `cmd:"" help:"Put the leases of many simulated hosts into an etcd, and see how it bears them."`
 }
 
 type labName struct {

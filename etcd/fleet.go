@@ -1,0 +1,608 @@
+package etcd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tulle-net/tulle/subnet"
+)
+
+const (
+	fleetCalls   = 64          // hosts that join or leave at the same time
+	fleetCleanUp = time.Minute // for taking all back at the end
+	fleetStreams = 250         // watchers on one connection: with one each, ten thousand would run out of files
+)
+
+// fleetAddresses are for tests of networks (RFC 2544): nobody has them, so nobody is sent anything.
+var fleetAddresses = netip.MustParsePrefix("198.18.0.0/15")
+
+// FleetOptions say what hosts a Fleet simulates.
+type FleetOptions struct {
+	Leases   int           // how many hosts
+	Churn    float64       // hosts that leave, each replaced by a new one, a second
+	Watchers int           // how many of them watch, as agents do
+	For      time.Duration // from when all have joined; 0: until ctx ends
+	Leave    bool          // the leases are left behind at the end
+	Range    subnet.Range  // of the network
+	// Announce is what the lease of the host with the address tells its peers: the backend's type and data.
+	Announce func(public netip.Addr) (backend string, data subnet.Pair[string])
+}
+
+// Fleet registers simulated hosts as real ones register themselves: a host's etcd lease, transaction, key and value are what
+// an agent's are. Other than agents, they share a connection and its stream of keep-alives. Two fleets that run in one
+// network at the same time may choose the same public addresses.
+type Fleet struct {
+	FleetOptions
+	client    *Client
+	calls     session // for its calls: it knows and holds nothing
+	join      latencies
+	delivery  latencies
+	delivered atomic.Uint64
+
+	mu        sync.Mutex
+	stats     FleetStats
+	subnets   subnetPool
+	addresses addressPool
+	hosts     []fleetHost                    // that have joined, the oldest first
+	leases    map[clientv3.LeaseID]time.Time // granted and not yet revoked, and when their keys were sent
+}
+
+// fleetHost is a simulated host that has joined.
+type fleetHost struct {
+	holding
+	stop context.CancelFunc // ends its keep-alives
+}
+
+// FleetStats is what a Fleet has done so far.
+type FleetStats struct {
+	Joined    int           // hosts that are registered
+	Joins     uint64        // all that ever were
+	Churned   uint64        // hosts that left, and have been replaced
+	Watching  int           // watchers that etcd has confirmed
+	Delivered uint64        // events that watchers got, whoever caused them
+	Errors    uint64        // each is followed by another try
+	LastError string        // "" for none
+	FilledIn  time.Duration // how long it took until all had joined; 0 if they have not
+	Churning  time.Duration // since then
+	CleanedIn time.Duration // how long it took to take all back
+	Join      Latencies     // of the transaction that registers a host
+	Delivery  Latencies     // from when that transaction is sent until a watcher has its event
+}
+
+// NewFleet returns a Fleet. It does nothing before Run.
+func (c *Client) NewFleet(o FleetOptions) *Fleet {
+	return &Fleet{FleetOptions: o, client: c, calls: session{client: c}, leases: map[clientv3.LeaseID]time.Time{}}
+}
+
+// Stats returns what was done so far. It is for any goroutine.
+func (f *Fleet) Stats() FleetStats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.stats
+	s.Delivered, s.Join, s.Delivery = f.delivered.Load(), f.join.now(), f.delivery.now()
+	return s
+}
+
+// Run registers the hosts and lets them come and go until ctx ends or the time is up; then it takes back what it made. The
+// Client must outlive ctx.
+func (f *Fleet) Run(ctx context.Context) error {
+	if err := f.look(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return f.client.explain(err)
+	}
+	watching, stop := context.WithCancel(ctx)
+	var watchers sync.WaitGroup
+	err := f.watch(watching, &watchers)
+	if err == nil {
+		err = f.live(ctx)
+	}
+	stop() // first: nobody needs to be told of what is taken back
+	watchers.Wait()
+	if f.Leave {
+		return err
+	}
+	return errors.Join(err, f.cleanUp())
+}
+
+// look learns what others hold, and whether there is room.
+func (f *Fleet) look(ctx context.Context) error {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	if f.Range.Network.Overlaps(fleetAddresses) {
+		return fmt.Errorf("the network %s overlaps %s, where simulated hosts have their addresses: use another network, as in 10.5.0.0/16", f.Range.Network, fleetAddresses)
+	}
+	list, err := f.client.etcd.Get(ctx, f.client.subnetsPrefix(), clientv3.WithPrefix())
+	if err != nil {
+		return err
+	}
+	view, want := session{records: map[string]record{}}, f.request(netip.Addr{})
+	held := map[netip.Addr]bool{}
+	for _, kv := range list.Kvs {
+		key := string(kv.Key[len(f.client.subnetsPrefix()):])
+		r := readRecord(key, kv)
+		view.records[key], held[r.entry.Lease.PublicIP.V4] = r, true
+	}
+	taken := view.taken(want)
+	if free := f.Range.Free(taken); free < uint64(f.Leases) {
+		return fmt.Errorf("only %d more hosts fit, not %d: %w", free, f.Leases, view.full(want, errFull))
+	}
+	f.addresses = newAddressPool(held)
+	if n := f.addresses.free(); n < f.Leases {
+		return fmt.Errorf("at most %d hosts can be simulated: there are no more addresses in %s", n, fleetAddresses)
+	}
+	f.subnets = newSubnetPool(f.Range, taken)
+	return nil
+}
+
+// request is what the host with the address asks for.
+func (f *Fleet) request(public netip.Addr) subnet.Request {
+	want := subnet.Request{Range: subnet.PairOf(subnet.IPv4, f.Range), PublicIP: subnet.PairOf(subnet.IPv4, public)}
+	if public.IsValid() {
+		want.Backend, want.Data = f.Announce(public)
+	}
+	return want
+}
+
+// live has all hosts join, and then come and go.
+func (f *Fleet) live(ctx context.Context) error {
+	started := time.Now()
+	err := f.crowd(ctx, func(ctx context.Context, start func(func() error)) {
+		for range f.Leases {
+			start(func() error { return f.enter(ctx) })
+		}
+	})
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	filled := time.Now()
+	f.count(func(s *FleetStats) { s.FilledIn = filled.Sub(started) })
+	if f.For > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, filled.Add(f.For))
+		defer cancel()
+	}
+	err = f.crowd(ctx, f.churn)
+	f.count(func(s *FleetStats) { s.Churning = time.Since(filled) })
+	return err
+}
+
+// crowd runs what each starts, only so many at a time, until ctx ends or one fails.
+func (f *Fleet) crowd(ctx context.Context, each func(ctx context.Context, start func(func() error))) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.SetLimit(fleetCalls)
+	each(ctx, func(task func() error) {
+		if ctx.Err() == nil {
+			tasks.Go(task)
+		}
+	})
+	return tasks.Wait()
+}
+
+// churn has a host replaced at each tick. Ticks that etcd is too slow for are dropped: made up for, they would come in a
+// burst.
+func (f *Fleet) churn(ctx context.Context, start func(func() error)) {
+	var ticks <-chan time.Time
+	if f.Churn > 0 {
+		ticker := time.NewTicker(max(1, time.Duration(float64(time.Second)/f.Churn)))
+		defer ticker.Stop()
+		ticks = ticker.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks:
+			start(func() error { return f.replace(ctx) })
+		}
+	}
+}
+
+// replace has the oldest host leave, and a new one join. It leaves first: the network may be full.
+func (f *Fleet) replace(ctx context.Context) error {
+	h, ok := f.oldest()
+	if !ok {
+		return nil // all are being replaced
+	}
+	if err := f.depart(h); err != nil {
+		f.failed(err)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.hosts = append(f.hosts, h) // it tries again when it is the oldest
+		return nil
+	}
+	f.count(func(s *FleetStats) { s.Churned++ })
+	return f.enter(ctx)
+}
+
+// enter has a new host join, however often it must try, unless the network is full. It tries once if ctx has ended: it may be
+// for a host that has left.
+func (f *Fleet) enter(ctx context.Context) error {
+	for again := (pause{}); ; {
+		err := f.register()
+		if err == nil || errors.Is(err, errFull) {
+			return err
+		}
+		f.failed(err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(again.next()):
+		}
+	}
+}
+
+// register has a new host join. No ctx ends it, only each call's own time: what a call made that was cut off is not known.
+func (f *Fleet) register() error {
+	f.mu.Lock()
+	public := f.addresses.take()
+	f.mu.Unlock()
+	id, _, err := f.calls.grant(context.Background())
+	if err == nil {
+		f.sending(id)
+		if err = f.claim(f.request(public), id); err != nil {
+			err = errors.Join(err, f.revoke(id))
+		}
+	}
+	if err != nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.addresses.giveBack(public)
+	}
+	return err
+}
+
+// claim leases a subnet for the host with the etcd lease. One that another host was faster to take stays its own for good, as
+// far as we are concerned.
+func (f *Fleet) claim(want subnet.Request, id clientv3.LeaseID) error {
+	for {
+		f.mu.Lock()
+		p, ok := f.subnets.take()
+		f.mu.Unlock()
+		if !ok {
+			return fmt.Errorf("%w: other hosts have taken what was free; enlarge the network (tulle config set)", errFull)
+		}
+		l, sent := want.Lease(subnet.PairOf(subnet.IPv4, p)), f.sending(id)
+		revision, _, err := f.calls.claimFree(context.Background(), want, l, id)
+		if err != nil {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.subnets.giveBack(p)
+			return err
+		}
+		if revision != 0 {
+			f.join.add(time.Since(sent))
+			return f.keep(holding{key: l.Key(), modified: revision, lease: id, granted: l})
+		}
+	}
+}
+
+// keep counts a host in, and renews its lease from now on.
+func (f *Fleet) keep(h holding) error {
+	ctx, stop := context.WithCancel(f.client.etcd.Ctx())
+	_, err := f.client.etcd.KeepAlive(ctx, h.lease) // every 8 hours: the channel has room for the answers of days, and is not read
+	if err != nil {
+		stop()
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hosts = append(f.hosts, fleetHost{h, stop})
+	f.stats.Joined++
+	f.stats.Joins++
+	return nil
+}
+
+// oldest returns the host that has been there for longest, and counts it out.
+func (f *Fleet) oldest() (h fleetHost, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.hosts) == 0 {
+		return fleetHost{}, false
+	}
+	h, f.hosts = f.hosts[0], f.hosts[1:]
+	f.stats.Joined--
+	return h, true
+}
+
+// depart has a host leave: its key is deleted, and its etcd lease revoked.
+func (f *Fleet) depart(h fleetHost) error {
+	if err := f.calls.remove(context.Background(), h.key, h.modified); err != nil {
+		return err
+	}
+	h.stop()
+	f.mu.Lock()
+	f.subnets.giveBack(h.granted.Subnet.V4)
+	f.addresses.giveBack(h.granted.PublicIP.V4)
+	f.mu.Unlock()
+	if err := f.revoke(h.lease); err != nil {
+		f.failed(err) // it is revoked at the end
+	}
+	return nil
+}
+
+// sending notes that the key of an etcd lease is about to be sent, and returns when.
+func (f *Fleet) sending(id clientv3.LeaseID) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	f.leases[id] = now
+	return now
+}
+
+// revoke ends an etcd lease, and with it what still hangs on it.
+func (f *Fleet) revoke(id clientv3.LeaseID) error {
+	err := f.calls.revoke(context.Background(), id)
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.leases, id)
+	return nil
+}
+
+// cleanUp takes back what was made, as far as there is time.
+func (f *Fleet) cleanUp() error {
+	started := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), fleetCleanUp)
+	defer cancel()
+	hosts := f.forget()
+	_ = f.crowd(ctx, func(_ context.Context, start func(func() error)) { // no task returns an error
+		for id := range hosts {
+			start(func() error {
+				if err := f.revoke(id); err != nil {
+					f.failed(err)
+				} else if hosts[id] {
+					f.count(func(s *FleetStats) { s.Joined-- })
+				}
+				return nil
+			})
+		}
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stats.CleanedIn = time.Since(started)
+	if left := len(f.leases); left > 0 {
+		return fmt.Errorf("%d simulated hosts are still registered, their leases expire within %s: %s", left, seconds(LeaseTTL), f.stats.LastError)
+	}
+	return nil
+}
+
+// forget stops the keep-alives, and returns all etcd leases, true for those of hosts that have joined.
+func (f *Fleet) forget() map[clientv3.LeaseID]bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make(map[clientv3.LeaseID]bool, len(f.leases))
+	for id := range f.leases {
+		all[id] = false
+	}
+	for _, h := range f.hosts {
+		h.stop()
+		all[h.lease] = true
+	}
+	f.hosts = nil
+	return all
+}
+
+// watch starts the watchers, and returns when etcd has confirmed them all, or ctx has ended.
+func (f *Fleet) watch(ctx context.Context, running *sync.WaitGroup) error {
+	var client *Client
+	starting := make(chan struct{}, fleetCalls)
+	for i := range f.Watchers {
+		if i%fleetStreams == 0 {
+			var err error
+			if client, err = Dial(ctx, f.client.options); err != nil {
+				return err
+			}
+			context.AfterFunc(ctx, func() { client.Close() })
+		}
+		select {
+		case starting <- struct{}{}:
+			started := sync.OnceFunc(func() {
+				<-starting
+				f.count(func(s *FleetStats) { s.Watching++ })
+			})
+			running.Go(func() { f.follow(ctx, client, started) })
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	for range fleetCalls { // as soon as none is starting any more
+		select {
+		case starting <- struct{}{}:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// follow watches as an agent does, on a stream of its own.
+func (f *Fleet) follow(ctx context.Context, client *Client, started func()) {
+	for again := (pause{}); ctx.Err() == nil; {
+		watcher := clientv3.NewWatcher(client.etcd)
+		for r := range watcher.Watch(clientv3.WithRequireLeader(ctx), client.prefix+"/", clientv3.WithPrefix(),
+			clientv3.WithProgressNotify(), clientv3.WithCreatedNotify()) {
+			if r.Created {
+				started()
+			}
+			if err := r.Err(); err != nil && ctx.Err() == nil {
+				f.failed(err)
+			}
+			f.deliver(r.Events)
+		}
+		_ = watcher.Close() // it has ended
+		select {
+		case <-ctx.Done():
+		case <-time.After(again.next()):
+		}
+	}
+}
+
+// deliver notes events that a watcher got. How old they are is known of those that tell of a host that is still there.
+func (f *Fleet) deliver(events []*clientv3.Event) {
+	now := time.Now()
+	f.delivered.Add(uint64(len(events)))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range events {
+		if sent, ok := f.leases[clientv3.LeaseID(e.Kv.Lease)]; ok && e.Type == clientv3.EventTypePut {
+			f.delivery.add(now.Sub(sent))
+		}
+	}
+}
+
+func (f *Fleet) count(change func(s *FleetStats)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(&f.stats)
+}
+
+// failed notes an error that is followed by another try.
+func (f *Fleet) failed(err error) {
+	text := f.client.explain(err).Error()
+	f.count(func(s *FleetStats) { s.Errors, s.LastError = s.Errors+1, text })
+}
+
+// subnetPool hands out a range's subnets in turn, so that one given back is not soon another host's. Range.Pick takes a
+// millisecond among ten thousand subnets: real hosts each spend their own, here etcd would wait for it.
+type subnetPool struct {
+	of    subnet.Range
+	taken map[netip.Prefix]bool
+	next  netip.Prefix
+}
+
+// newSubnetPool returns a pool without what overlaps taken, of which nothing is larger than a subnet (Range.Admits).
+func newSubnetPool(r subnet.Range, taken []netip.Prefix) subnetPool {
+	pool := subnetPool{r, map[netip.Prefix]bool{}, netip.PrefixFrom(r.Min, r.SubnetLen)}
+	for _, p := range taken {
+		pool.taken[netip.PrefixFrom(p.Addr(), r.SubnetLen).Masked()] = true
+	}
+	return pool
+}
+
+func (s *subnetPool) take() (netip.Prefix, bool) {
+	for range s.of.Len() {
+		p := s.next
+		s.next = following(p)
+		if !s.of.Contains(s.next) {
+			s.next = netip.PrefixFrom(s.of.Min, s.of.SubnetLen)
+		}
+		if !s.taken[p] {
+			s.taken[p] = true
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+func (s *subnetPool) giveBack(p netip.Prefix) { delete(s.taken, p) }
+
+// following is the IPv4 subnet after p.
+func following(p netip.Prefix) netip.Prefix {
+	a := p.Addr().As4()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+1<<(32-p.Bits()))
+	return netip.PrefixFrom(netip.AddrFrom4(a), p.Bits())
+}
+
+// addressPool hands out fleetAddresses in turn.
+type addressPool struct {
+	taken map[netip.Addr]bool
+	next  netip.Addr
+}
+
+func newAddressPool(held map[netip.Addr]bool) addressPool {
+	pool := addressPool{map[netip.Addr]bool{}, fleetAddresses.Addr()}
+	for a := range held {
+		if fleetAddresses.Contains(a) {
+			pool.taken[a] = true
+		}
+	}
+	return pool
+}
+
+func (a *addressPool) free() int { return 1<<(32-fleetAddresses.Bits()) - len(a.taken) }
+
+// take returns an address that is free, of which there is one (look).
+func (a *addressPool) take() netip.Addr {
+	for {
+		if a.next = a.next.Next(); !fleetAddresses.Contains(a.next) {
+			a.next = fleetAddresses.Addr()
+		}
+		if !a.taken[a.next] {
+			a.taken[a.next] = true
+			return a.next
+		}
+	}
+}
+
+func (a *addressPool) giveBack(p netip.Addr) { delete(a.taken, p) }
+
+// Latencies says how often something took how long: in whole microseconds below 32, and in sixteenths of each power of two
+// from there on, so that millions of measurements take no room and a quantile is off by 6 % at most.
+type Latencies [400]uint64
+
+// Quantile returns the time within which the part q of all was done, 0 if there was nothing.
+func (l Latencies) Quantile(q float64) time.Duration {
+	done, all := uint64(0), l.Len()
+	for i, n := range l {
+		if done += n; n > 0 && float64(done) >= q*float64(all) {
+			return latencyOf(i)
+		}
+	}
+	return 0
+}
+
+// Len is the number of measurements.
+func (l Latencies) Len() (n uint64) {
+	for _, each := range l {
+		n += each
+	}
+	return n
+}
+
+// Since returns what was added to earlier.
+func (l Latencies) Since(earlier Latencies) Latencies {
+	for i := range l {
+		l[i] -= earlier[i]
+	}
+	return l
+}
+
+// latencyOf is the least time that counts in the i-th place.
+func latencyOf(i int) time.Duration {
+	if i >= 32 {
+		i = (i%16 + 16) << (i/16 - 1)
+	}
+	return time.Duration(i) * time.Microsecond
+}
+
+// latencies are Latencies that several goroutines add to.
+type latencies [len(Latencies{})]atomic.Uint64
+
+func (l *latencies) add(d time.Duration) {
+	i := max(0, d.Microseconds())
+	if shift := bits.Len64(uint64(i)) - 5; shift > 0 {
+		i = int64(shift*16) + i>>shift
+	}
+	l[min(int(i), len(l)-1)].Add(1)
+}
+
+func (l *latencies) now() (n Latencies) {
+	for i := range l {
+		n[i] = l[i].Load()
+	}
+	return n
+}
