@@ -393,8 +393,9 @@ type wire struct {
 	mu    sync.Mutex
 	down  bool
 	conns []net.Conn
-	tried int         // while it was down
-	made  []time.Time // connections since it was mended
+	tried int           // while it was down
+	retry chan struct{} // receives at a try, if somebody waits for one
+	made  []time.Time   // connections since it was mended
 }
 
 var errDown = errors.New("the wire is cut")
@@ -405,6 +406,10 @@ func (w *wire) dial() grpc.DialOption {
 		defer w.mu.Unlock()
 		if w.down {
 			w.tried++
+			select {
+			case w.retry <- struct{}{}:
+			default:
+			}
 			return nil, errDown
 		}
 		w.made = append(w.made, time.Now())

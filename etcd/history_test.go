@@ -296,7 +296,7 @@ func freeSpace(n *network) {
 // Hosts that lost etcd together neither list anew when it is back nor arrive in one instant, and an outage costs little.
 func TestNoStampede(t *testing.T) {
 	const hosts = 60
-	n, w, count := newNetwork(t), &wire{}, calls{}
+	n, w, count := newNetwork(t), &wire{retry: make(chan struct{})}, calls{}
 	var nodes [hosts]*node
 	for i := range nodes {
 		nodes[i] = n.join(want(fmt.Sprintf("192.0.2.%d", i+1), wide), append(count.dial(), w.dial())...)
@@ -311,8 +311,11 @@ func TestNoStampede(t *testing.T) {
 	}
 	began := time.Now()
 	for w.attempts() < hosts*4 { // each has tried more than once
-		nodes[0].until("goes on trying", func() bool { return true })
-		time.Sleep(50 * time.Millisecond)
+		select {
+		case <-w.retry:
+		case <-time.After(patience):
+			t.Fatal("nobody tries any more")
+		}
 	}
 	rate := float64(w.attempts()) / hosts / time.Since(began).Seconds()
 	w.mend()
