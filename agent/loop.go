@@ -167,10 +167,9 @@ func (a *Agent) filter(ctx context.Context, count map[string]int) error {
 
 // take takes changed leases in: into the plan, too, which follows them also while a new one can't be made.
 func (s *state) take(u subnet.Update) {
-	switch {
-	case s.plan != nil && !s.outdated && !u.Reset:
+	if s.plan != nil && !s.outdated && !u.Reset {
 		s.plan.Update(u.Leases)
-	default:
+	} else {
 		s.entries, s.outdated = u.Merge(s.entries), true
 	}
 }

@@ -37,19 +37,24 @@ func (s *session) probe(ctx context.Context) error {
 	key := s.newest()
 	revision := max(s.history.revision, s.records[key].modified) // what we wrote we know before the watch tells
 	got, err := s.client.etcd.Get(ctx, s.client.subnetKey(key), clientv3.WithRev(revision))
+	compacted := errors.Is(err, rpctypes.ErrCompacted) // as others' writes may have it every few minutes: no reason to list
+	if compacted {
+		got, err = s.client.etcd.Get(ctx, s.client.subnetKey(key))
+	}
 	switch {
 	case errors.Is(err, rpctypes.ErrFutureRev):
 		return errRewritten
 	case err != nil:
-		return err // also that this was compacted: then the list will tell
-	case got.Header.ClusterId != s.history.cluster || got.Header.RaftTerm < s.history.term:
+		return err
+	case got.Header.ClusterId != s.history.cluster || got.Header.RaftTerm < s.history.term || got.Header.Revision < revision:
 		return errRewritten
 	}
 	var now record
 	if len(got.Kvs) > 0 {
 		now = readRecord(key, got.Kvs[0])
 	}
-	if known := s.records[key]; now.modified != known.modified || now.lease != known.lease {
+	news := compacted && (now.modified == 0 || now.modified > revision) // the watch is about to tell
+	if known := s.records[key]; !news && (now.modified != known.modified || now.lease != known.lease) {
 		return errRewritten
 	}
 	s.history.term = got.Header.RaftTerm

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -237,6 +238,49 @@ func TestDeletedAndWrittenAgain(t *testing.T) {
 	peer.stop()
 	n.release(strings.Replace(key, "-", "/", 1))
 	h.until("gone for good", func() bool { _, known := h.entries[key]; return !known })
+}
+
+// Others who share etcd may have it compacted every few minutes, past what we know: hosts whose watch goes on list nothing.
+func TestProbeOfWhatIsCompacted(t *testing.T) {
+	n, count := newNetwork(t), calls{}
+	n.put("10.5.2.0-24", value("192.0.2.2"), clientv3.WithLease(n.grant()))
+	options := n.options
+	options.DialOptions = count.dial()
+	client, err := Dial(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	s := session{store: NewStore(options), client: client, records: map[string]record{}}
+	if err := s.list(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	compact := func() {
+		t.Helper()
+		done, err := n.raw.Put(t.Context(), "/somebody/else's", "")
+		if err == nil {
+			_, err = n.raw.Compact(t.Context(), done.Header.Revision)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, change := range map[string]func(){"unchanged": func() {}, "changed": func() { n.put("10.5.2.0-24", value("192.0.2.3")) }} {
+		change()
+		compact()
+		if err := s.probe(t.Context()); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	r := s.records["10.5.2.0-24"]
+	s.history.revision, r.modified = n.keys()["10.5.2.0-24"].modified+1, r.modified-1
+	s.records["10.5.2.0-24"] = r
+	if err := s.probe(t.Context()); !errors.Is(err, errRewritten) {
+		t.Errorf("another history: %v", err)
+	}
+	if lists := count.lists(); lists != 1 {
+		t.Errorf("%d lists", lists)
+	}
 }
 
 func TestNoSpace(t *testing.T) {
