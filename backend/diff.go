@@ -1,6 +1,9 @@
 package backend
 
-import "net/netip"
+import (
+	"maps"
+	"net/netip"
+)
 
 // Delta is what to do to one table: entries to set (to add, or to change), and entries to delete as they are now.
 type Delta[K, V comparable] struct{ Set, Del map[K]V }
@@ -31,18 +34,39 @@ func Diff(have, want State) Changes {
 }
 
 func diff[K, V comparable](have, want map[K]V) Delta[K, V] {
-	d := Delta[K, V]{Set: map[K]V{}, Del: map[K]V{}}
-	for k, v := range want {
-		if h, ok := have[k]; !ok || h != v {
-			d.Set[k] = v
-		}
+	c := Compare(want)
+	for k, v := range have {
+		c.See(k, v)
 	}
-	for k := range have {
-		if _, ok := want[k]; !ok {
-			d.Del[k] = have[k]
-		}
+	return c.Delta
+}
+
+// Comparison finds what leads from a table to the one that is wanted, entry by entry. It keeps nothing of entries that are as
+// wanted: those are nearly all, and may be ten thousands.
+type Comparison[K, V comparable] struct {
+	Delta[K, V] // once all entries were seen
+	want        map[K]V
+}
+
+// Compare begins a Comparison. It does not change want.
+func Compare[K, V comparable](want map[K]V) Comparison[K, V] {
+	c := Comparison[K, V]{Delta[K, V]{Set: maps.Clone(want), Del: map[K]V{}}, want}
+	if c.Set == nil {
+		c.Set = map[K]V{}
 	}
-	return d
+	return c
+}
+
+// See takes note of an entry. Of one that is seen twice the second counts.
+func (c Comparison[K, V]) See(k K, have V) {
+	switch want, wanted := c.want[k]; {
+	case !wanted:
+		c.Del[k] = have
+	case want != have:
+		c.Set[k] = want
+	default:
+		delete(c.Set, k)
+	}
 }
 
 // Count is the number of changed entries by table, the unchanged tables left out.

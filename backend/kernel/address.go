@@ -6,7 +6,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
@@ -18,7 +17,8 @@ const ifaProto = 11
 
 // ifaddrmsg is a struct ifaddrmsg.
 func ifaddrmsg(family uint8, bits, index int) message {
-	m := message{family, uint8(bits), 0, unix.RT_SCOPE_UNIVERSE, 0, 0, 0, 0}
+	m := newMessage(unix.SizeofIfAddrmsg)
+	m[0], m[1], m[3] = family, uint8(bits), unix.RT_SCOPE_UNIVERSE
 	binary.NativeEndian.PutUint32(m[4:], uint32(index))
 	return m
 }
@@ -35,62 +35,65 @@ type ifAddr struct {
 // listAddrs lists all addresses of the namespace.
 func (c conn) listAddrs() ([]ifAddr, error) {
 	var list []ifAddr
-	err := c.dump(unix.RTM_GETADDR, ifaddrmsg(unix.AF_UNSPEC, 0, 0), func(entry []byte) {
-		a := ifAddr{index: int(number(entry[4:])), scope: entry[3], flags: uint32(entry[2])}
-		var local, peer netip.Addr
-		for kind, value := range attributes(entry, 8) {
-			switch kind {
-			case unix.IFA_LOCAL:
-				local = address(value)
-			case unix.IFA_ADDRESS:
-				peer = address(value)
-			case unix.IFA_FLAGS:
-				a.flags = number(value)
-			case ifaProto:
-				a.protocol = value[0]
-			}
-		}
-		if !local.IsValid() { // IPv6 has IFA_LOCAL only on point-to-point links
-			local = peer
-		}
-		a.prefix = netip.PrefixFrom(local, int(entry[1]))
-		list = append(list, a)
+	err := again(func() error {
+		list = nil
+		return c.dump(unix.RTM_GETADDR, ifaddrmsg(unix.AF_UNSPEC, 0, 0), func(entry []byte) {
+			list = append(list, parseAddr(entry))
+		})
 	})
 	return list, err
 }
 
-// observeAddrs lists our addresses. Ours: protocol 84, and those wanted, whoever set them. One that is wanted but has lost its
-// connected route is left out: it doesn't do what it is wanted for.
-func (k *Kernel) observeAddrs(want map[backend.Addr]struct{}) (map[backend.Addr]struct{}, error) {
+func parseAddr(entry []byte) ifAddr {
+	a := ifAddr{index: int(number(entry[4:])), scope: entry[3], flags: uint32(entry[2])}
+	var local, peer netip.Addr
+	for kind, value := range attributes(entry, 8) {
+		switch kind {
+		case unix.IFA_LOCAL:
+			local = address(value)
+		case unix.IFA_ADDRESS:
+			peer = address(value)
+		case unix.IFA_FLAGS:
+			a.flags = number(value)
+		case ifaProto:
+			a.protocol = value[0]
+		}
+	}
+	if !local.IsValid() { // IPv6 has IFA_LOCAL only on point-to-point links
+		local = peer
+	}
+	a.prefix = netip.PrefixFrom(local, int(entry[1]))
+	return a
+}
+
+// compareAddrs compares our addresses with want. Ours: protocol 84, and those wanted, whoever set them. One that is wanted but
+// has lost its connected route counts as missing: it doesn't do what it is wanted for.
+func (k *Kernel) compareAddrs(want map[backend.Addr]struct{}) (backend.Delta[backend.Addr, struct{}], error) {
+	c := backend.Compare(want)
 	list, err := k.conn.listAddrs()
 	if err != nil {
-		return nil, err
-	}
-	names := map[int]string{}
-	for name, index := range k.devices {
-		names[index] = name
+		return c.Delta, err
 	}
 	routes, err := k.conn.listRoutes(unix.RTPROT_KERNEL, unix.AF_INET) // after the addresses that they follow from
 	if err != nil {
-		return nil, err
+		return c.Delta, err
 	}
-	connected := map[backend.Addr]bool{}
+	names, connected := k.names(), map[backend.Addr]bool{}
 	for _, r := range routes {
 		if r.scope == unix.RT_SCOPE_LINK {
 			connected[backend.Addr{Dev: names[r.index], Prefix: r.dst}] = true
 		}
 	}
-	have := map[backend.Addr]struct{}{}
 	for _, a := range list {
 		addr := backend.Addr{Dev: names[a.index], Prefix: a.prefix}
 		_, wanted := want[addr]
 		lacking := connects(a.prefix) && a.flags&unix.IFA_F_NOPREFIXROUTE == 0 &&
 			!connected[backend.Addr{Dev: addr.Dev, Prefix: a.prefix.Masked()}]
 		if wanted && !lacking || !wanted && a.protocol == protocol {
-			have[addr] = struct{}{}
+			c.See(addr, struct{}{})
 		}
 	}
-	return have, nil
+	return c.Delta, nil
 }
 
 // connects reports whether the kernel makes a route to an address's prefix that we look after.
@@ -115,10 +118,9 @@ func (k *Kernel) setConnectedRoute(a backend.Addr) error {
 		return err
 	}
 	dst := a.Prefix.Masked()
-	header := rtmsg(dst, 0)
-	header[5], header[6] = unix.RTPROT_KERNEL, unix.RT_SCOPE_LINK
-	err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, header, addrAttr(unix.RTA_DST, dst.Addr()),
-		uint32Attr(unix.RTA_OIF, uint32(index)), addrAttr(unix.RTA_PREFSRC, a.Prefix.Addr()))
+	m := rtmsg(dst, 0).uint32(unix.RTA_OIF, uint32(index)).addr(unix.RTA_PREFSRC, a.Prefix.Addr())
+	m[5], m[6] = unix.RTPROT_KERNEL, unix.RT_SCOPE_LINK
+	err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, m)
 	if errors.Is(err, unix.EEXIST) { // the kernel made it meanwhile
 		return nil
 	}
@@ -135,8 +137,8 @@ func (k *Kernel) changeAddr(kind, flags int, a backend.Addr) error {
 		return err
 	}
 	addr := a.Prefix.Addr()
-	return k.conn.do(kind, flags, ifaddrmsg(family(addr), a.Prefix.Bits(), index),
-		addrAttr(unix.IFA_LOCAL, addr), addrAttr(unix.IFA_ADDRESS, addr), nl.NewRtAttr(ifaProto, []byte{protocol}))
+	return k.conn.do(kind, flags, ifaddrmsg(family(addr), a.Prefix.Bits(), index).
+		addr(unix.IFA_LOCAL, addr).addr(unix.IFA_ADDRESS, addr).attr(ifaProto, []byte{protocol}))
 }
 
 // Addresses lists a device's addresses; none if there is no such device.

@@ -117,6 +117,7 @@ func TestDoorbellIsQuiet(t *testing.T) {
 		s.setupPort() // from now on docker0 has a carrier, which comes and goes with its first and last port
 		s.run("ip link set veth1 up")
 		s.run("ip link set inside up")
+		s.eventually("docker0 has a carrier", func() bool { return strings.Contains(s.run("ip -br link show docker0"), " UP ") })
 		s.apply(k, want)
 		s.settle(k, want)
 		// Without a word from the bell it can't be told from one that has not listened yet: ask it what it thinks of each

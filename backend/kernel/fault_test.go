@@ -132,7 +132,7 @@ func TestListingAfterOneThatBrokeOff(t *testing.T) {
 	s := newSandbox(t)
 	k, want := s.open(), state(t, 1000)
 	s.apply(k, want)
-	request := k.conn.request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, make(message, unix.SizeofRtMsg), nil)
+	request := k.conn.ask(unix.RTM_GETROUTE, unix.NLM_F_DUMP, newMessage(unix.SizeofRtMsg))
 	if err := k.conn.sockets[unix.NETLINK_ROUTE].Socket.Send(request); err != nil {
 		t.Fatal(err)
 	}

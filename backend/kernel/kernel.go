@@ -104,70 +104,111 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 	k.bell.watch(k.devices, all)
 
 	// A link that was made again has lost what hung on it, so the rest is looked at only now.
-	rest, err := k.observe(want)
+	changed, err = k.compare(want)
 	if err != nil {
-		return changed, errors.Join(append(errs, err)...)
+		return backend.Changes{Links: links}, errors.Join(append(errs, err)...)
 	}
-	changed = backend.Diff(rest, want)
 	changed.Links = links
 	errs = append(errs, k.sweepNexthops(), k.Change(ctx, changed))
 	return changed, errors.Join(errs...)
 }
 
-// observe reads all that is ours except the links.
-func (k *Kernel) observe(want backend.State) (backend.State, error) {
-	have := backend.NewState()
-	have.Links, have.Sysctls = want.Links, readSysctls(want.Sysctls)
-	var err error
-	if have.Addrs, err = k.observeAddrs(want.Addrs); err != nil {
-		return have, fmt.Errorf("list addresses: %w", err)
+// compare compares all that is ours, except the links, with want.
+func (k *Kernel) compare(want backend.State) (c backend.Changes, err error) {
+	c.Sysctls = compareSysctls(want.Sysctls)
+	if c.Addrs, err = k.compareAddrs(want.Addrs); err != nil {
+		return c, fmt.Errorf("list addresses: %w", err)
 	}
+	var tunnels []string
 	for name, l := range want.Links {
-		index, exists := k.devices[name]
-		if l.Kind != backend.KindVXLAN || !exists {
-			continue
-		}
-		if err := k.observeFDB(name, index, have.FDB); err != nil {
-			return have, fmt.Errorf("list FDB of %s: %w", name, err)
-		}
-		if err := k.observeNeighbours(name, index, have.Neighbours); err != nil {
-			return have, fmt.Errorf("list neighbours of %s: %w", name, err)
+		if _, exists := k.devices[name]; exists && l.Kind == backend.KindVXLAN {
+			tunnels = append(tunnels, name)
 		}
 	}
-	if have.Routes, err = k.observeRoutes(); err != nil {
-		return have, fmt.Errorf("list routes: %w", err)
+	if c.FDB, err = k.compareFDB(tunnels, want.FDB); err != nil {
+		return c, err
 	}
-	return have, nil
+	if c.Neighbours, err = k.compareNeighbours(tunnels, want.Neighbours); err != nil {
+		return c, err
+	}
+	if c.Routes, err = k.compareRoutes(want.Routes); err != nil {
+		return c, fmt.Errorf("list routes: %w", err)
+	}
+	return c, nil
 }
 
 // Change makes changes without a look at what is there, links aside: deletes first, from routes down, then sets, from
 // addresses up to routes, or the kernel would ask the wire for a gateway that it has no neighbour for. Only addresses are
 // set before they are deleted: a device that loses its last one loses its neighbours and routes with it.
 func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
-	var errs errorList
-	each(ctx, &errs, "delete route", c.Routes.Del, k.deleteRoute)
-	each(ctx, &errs, "delete neighbour", c.Neighbours.Del, k.deleteNeighbour)
-	each(ctx, &errs, "delete FDB entry", c.FDB.Del, k.deleteFDB)
-	each(ctx, &errs, "set address", c.Addrs.Set, k.setAddr)
-	each(ctx, &errs, "delete address", c.Addrs.Del, k.deleteAddr)
-	each(ctx, &errs, "set FDB entry", c.FDB.Set, k.setFDB)
-	each(ctx, &errs, "set neighbour", c.Neighbours.Set, k.setNeighbour)
-	each(ctx, &errs, "set route", c.Routes.Set, k.setRoute)
-	each(ctx, &errs, "set sysctl", c.Sysctls.Set, setSysctl)
-	return errs.join()
+	w := &work{ctx: ctx, conn: k.conn}
+	k.deleteRoutes(w, c.Routes.Del)
+	bulk(w, "delete neighbour", c.Neighbours.Del, k.changeNeighbours(unix.RTM_DELNEIGH))
+	bulk(w, "delete FDB entry", c.FDB.Del, k.changeFDB(unix.RTM_DELNEIGH))
+	each(w, "set address", c.Addrs.Set, k.setAddr)
+	each(w, "delete address", c.Addrs.Del, k.deleteAddr)
+	bulk(w, "set FDB entry", c.FDB.Set, k.changeFDB(unix.RTM_NEWNEIGH))
+	bulk(w, "set neighbour", c.Neighbours.Set, k.changeNeighbours(unix.RTM_NEWNEIGH))
+	k.setRoutes(w, c.Routes.Set)
+	each(w, "set sysctl", c.Sysctls.Set, setSysctl)
+	return w.errs.join()
+}
+
+// work is how far making changes has come.
+type work struct {
+	ctx  context.Context
+	conn conn
+	errs errorList
+}
+
+// over reports whether there is no more time.
+func (w *work) over() bool {
+	if err := w.ctx.Err(); err != nil {
+		w.errs.add(err)
+		return true
+	}
+	return false
 }
 
 // each calls f for every entry of table.
-func each[K comparable, V any](ctx context.Context, errs *errorList, what string, table map[K]V, f func(K, V) error) {
+func each[K comparable, V any](w *work, what string, table map[K]V, f func(K, V) error) {
 	for key, value := range table {
-		if ctx.Err() != nil {
-			errs.add(ctx.Err())
+		if w.over() {
 			return
 		}
 		if err := f(key, value); err != nil {
-			errs.add(fmt.Errorf("%s %v: %w", what, key, err))
+			w.errs.add(fmt.Errorf("%s %v: %w", what, key, err))
 		}
 	}
+}
+
+// batch is how many requests go in one packet: so many that what a packet costs doesn't count, and so few that there is room
+// for the answers if all of them fail.
+const batch = 64
+
+// bulk makes the request that ask returns for every entry of table, many at a time. The zero request asks for nothing.
+func bulk[K comparable, V any](w *work, what string, table map[K]V, ask func(K, V) (request, error)) {
+	var keys []K
+	var asked []request
+	send := func() {
+		for i, err := range w.conn.doAll(asked) {
+			if err != nil {
+				w.errs.add(fmt.Errorf("%s %v: %w", what, keys[i], err))
+			}
+		}
+		keys, asked = keys[:0], asked[:0]
+	}
+	each(w, what, table, func(key K, value V) error {
+		r, err := ask(key, value)
+		if err != nil || r.kind == 0 {
+			return err
+		}
+		if keys, asked = append(keys, key), append(asked, r); len(asked) == batch {
+			send()
+		}
+		return nil
+	})
+	send()
 }
 
 // errorList joins errors, and counts those beyond the first few: ten thousand failures are one log line, not a megabyte.
@@ -218,7 +259,7 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	if err := k.indexDevices(); err != nil {
 		return nil, err
 	}
-	routes, err := k.observeRoutes()
+	routes, err := k.compareRoutes(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -226,33 +267,33 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	for _, id := range k.orphans {
 		removed = append(removed, fmt.Sprintf("nexthop object %d", id))
 	}
-	var errs errorList
-	each(ctx, &errs, "delete route", routes, func(dst netip.Prefix, r backend.Route) error {
+	for dst, r := range routes.Del {
 		removed = append(removed, fmt.Sprintf("route %s %s", dst, r))
-		return k.deleteRoute(dst, r)
-	})
-	errs.add(k.sweepNexthops())
-	each(ctx, &errs, "delete link", have.own, func(name string, l backend.Link) error {
+	}
+	w := &work{ctx: ctx, conn: k.conn}
+	k.deleteRoutes(w, routes.Del)
+	w.errs.add(k.sweepNexthops())
+	each(w, "delete link", have.own, func(name string, l backend.Link) error {
 		removed = append(removed, fmt.Sprintf("link %s %s", name, l))
 		return gone(k.links.LinkDel(have.all[name]))
 	})
-	each(ctx, &errs, "delete link", have.attached(), func(name string, l netlink.Link) error {
+	each(w, "delete link", have.attached(), func(name string, l netlink.Link) error {
 		removed = append(removed, fmt.Sprintf("link %s, %s", name, cmp.Or(l.Attrs().Alias, "a half-made interface of tulle attach")))
 		return gone(k.links.LinkDel(l))
 	})
 	slices.Sort(removed)
-	return removed, errs.join()
+	return removed, w.errs.join()
 }
 
-// readSysctls reads those that are wanted. One that can't be read is left out, so that setting it says why.
-func readSysctls(want map[string]string) map[string]string {
-	have := map[string]string{}
+// compareSysctls reads those that are wanted. One that can't be read is to be set, which says why.
+func compareSysctls(want map[string]string) backend.Delta[string, string] {
+	c := backend.Compare(want)
 	for name := range want {
 		if value, err := os.ReadFile(sysctlPath(name)); err == nil {
-			have[name] = strings.TrimSpace(string(value))
+			c.See(name, strings.TrimSpace(string(value)))
 		}
 	}
-	return have
+	return c.Delta
 }
 
 func setSysctl(name, value string) error { return os.WriteFile(sysctlPath(name), []byte(value), 0) }

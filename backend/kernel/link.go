@@ -147,7 +147,7 @@ func (t linkTable) alike(want backend.Link, unwanted map[string]backend.Link) (n
 
 func (k *Kernel) rename(link netlink.Link, name string) error {
 	set := func() error {
-		return k.conn.do(unix.RTM_SETLINK, 0, ifinfomsg(link.Attrs().Index), nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+		return k.conn.do(unix.RTM_SETLINK, 0, ifinfomsg(link.Attrs().Index).attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	}
 	err := set()
 	if errors.Is(err, unix.EBUSY) { // before Linux 6.2 only a link that is down can be renamed
@@ -158,7 +158,7 @@ func (k *Kernel) rename(link netlink.Link, name string) error {
 
 // ifinfomsg is a struct ifinfomsg.
 func ifinfomsg(index int) message {
-	m := make(message, unix.SizeofIfInfomsg)
+	m := newMessage(unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(m[4:], uint32(index))
 	return m
 }
@@ -297,12 +297,9 @@ func (k *Kernel) moveLink(link netlink.Link, want backend.Link, have linkTable) 
 	if want.VXLAN.Local.Is6() {
 		local = nl.IFLA_VXLAN_LOCAL6
 	}
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(want.Kind)))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(local, want.VXLAN.Local.AsSlice())
-	data.AddRtAttr(nl.IFLA_VXLAN_LINK, nl.Uint32Attr(uint32(parent.Attrs().Index)))
-	return k.conn.do(unix.RTM_NEWLINK, 0, ifinfomsg(link.Attrs().Index), info)
+	data := newMessage(0).addr(local, want.VXLAN.Local).uint32(nl.IFLA_VXLAN_LINK, uint32(parent.Attrs().Index))
+	info := newMessage(0).attr(nl.IFLA_INFO_KIND, []byte(want.Kind)).attr(nl.IFLA_INFO_DATA, data)
+	return k.conn.do(unix.RTM_NEWLINK, 0, ifinfomsg(link.Attrs().Index).attr(unix.IFLA_LINKINFO, info))
 }
 
 // deleteLinks deletes links of ours that aren't wanted.

@@ -44,6 +44,8 @@ func newSandbox(t testing.TB, options ...Option) *sandbox {
 	}
 	s.run("ip link set lo up")
 	s.run("ip link add eth0 type veth peer name wire")
+	s.run("ip link set wire addrgenmode none") // a link-local address would come whenever the kernel gets to it, and ring
+	s.run("ip link set eth0 addrgenmode none")
 	s.run("ip link set wire up")
 	s.run("ip link set eth0 up")
 	s.run("ip addr add 192.0.2.1/24 dev eth0")

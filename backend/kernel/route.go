@@ -7,7 +7,6 @@ import (
 	"hash/fnv"
 	"net/netip"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
@@ -32,16 +31,18 @@ func (c conn) hasNexthops() bool {
 
 // nhmsg is a struct nhmsg. Its protocol must be 0 in a dump request.
 func nhmsg(family uint8, protocol uint8) message {
-	return message{family, unix.RT_SCOPE_UNIVERSE, protocol, 0, 0, 0, 0, 0}
+	m := newMessage(8)
+	m[0], m[1], m[2] = family, unix.RT_SCOPE_UNIVERSE, protocol
+	return m
 }
 
-// rtmsg is a struct rtmsg for a unicast route of ours in the main table.
+// rtmsg is a struct rtmsg for a unicast route of ours to dst in the main table, and dst; flags are RTNH_F_….
 func rtmsg(dst netip.Prefix, flags uint32) message {
-	m := make(message, unix.SizeofRtMsg)
+	m := newMessage(unix.SizeofRtMsg)
 	m[0], m[1] = family(dst.Addr()), uint8(dst.Bits())
 	m[4], m[5], m[6], m[7] = unix.RT_TABLE_MAIN, protocol, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
 	binary.NativeEndian.PutUint32(m[8:], flags)
-	return m
+	return m.addr(unix.RTA_DST, dst.Addr())
 }
 
 // hop is a nexthop object as the kernel lists it.
@@ -54,89 +55,111 @@ type hop struct {
 }
 
 func (c conn) listNexthops() (map[uint32]hop, error) {
-	hops := map[uint32]hop{}
-	err := c.dump(rtmGetNexthop, nhmsg(unix.AF_UNSPEC, 0), func(entry []byte) {
-		h, id := hop{protocol: entry[2], flags: number(entry[4:])}, uint32(0)
-		for kind, value := range attributes(entry, 8) {
-			switch kind {
-			case nhaID:
-				id = number(value)
-			case nhaOIF:
-				h.index = int(number(value))
-			case nhaGateway:
-				h.gateway = address(value)
-			case nhaGroup: // an array of struct nexthop_grp, which begins with the ID
-				h.member = number(value)
-			}
-		}
-		hops[id] = h
+	var hops map[uint32]hop
+	err := again(func() error {
+		hops = map[uint32]hop{}
+		return c.dump(rtmGetNexthop, nhmsg(unix.AF_UNSPEC, 0), func(entry []byte) {
+			id, h := parseNexthop(entry)
+			hops[id] = h
+		})
 	})
 	return hops, err
 }
 
-// observeRoutes lists our routes, and notes the nexthop object that each goes through and the objects that none does.
-// Ours: protocol 84, main table.
-func (k *Kernel) observeRoutes() (map[netip.Prefix]backend.Route, error) {
+func parseNexthop(entry []byte) (id uint32, h hop) {
+	h = hop{protocol: entry[2], flags: number(entry[4:])}
+	for kind, value := range attributes(entry, 8) {
+		switch kind {
+		case nhaID:
+			id = number(value)
+		case nhaOIF:
+			h.index = int(number(value))
+		case nhaGateway:
+			h.gateway = address(value)
+		case nhaGroup: // an array of struct nexthop_grp, which begins with the ID
+			h.member = number(value)
+		}
+	}
+	return id, h
+}
+
+// compareRoutes compares our routes with want, and notes the nexthop object that each goes through and the objects that none
+// does. Ours: protocol 84, main table.
+func (k *Kernel) compareRoutes(want map[netip.Prefix]backend.Route) (backend.Delta[netip.Prefix, backend.Route], error) {
+	var c backend.Comparison[netip.Prefix, backend.Route]
 	hops, err := k.conn.listNexthops() // also without new ones: an earlier life may have made some
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, err
+		return c.Delta, err
 	}
+	names := k.names()
+	err = again(func() error {
+		c, k.strays = backend.Compare(want), map[netip.Prefix][]route{}
+		clear(k.routes)
+		return k.conn.eachRoute(protocol, func(r route) {
+			if r.stray() {
+				k.strays[r.dst] = append(k.strays[r.dst], r)
+				return
+			}
+			h := hop{index: r.index, gateway: r.gateway, flags: r.flags}
+			if r.nexthop != 0 {
+				h = hops[r.nexthop]
+			}
+			c.See(r.dst, backend.Route{Via: h.gateway, Dev: names[h.index], OnLink: h.flags&unix.RTNH_F_ONLINK != 0})
+			k.routes[r.dst] = r.nexthop
+		}, unix.AF_INET, unix.AF_INET6)
+	})
+	for dst := range k.strays { // whatever else is there: it must be set, or deleted
+		c.See(dst, backend.Route{})
+	}
+	for _, id := range k.routes {
+		delete(hops, id)
+	}
+	k.orphans = k.orphans[:0]
+	for id, h := range hops {
+		if h.protocol == protocol {
+			k.orphans = append(k.orphans, id)
+		}
+	}
+	return c.Delta, err
+}
+
+// names are the devices' names by their ifindexes.
+func (k *Kernel) names() map[int]string {
 	names := map[int]string{}
 	for name, index := range k.devices {
 		names[index] = name
 	}
-	list, err := k.conn.listRoutes(protocol, unix.AF_INET, unix.AF_INET6)
-	if err != nil {
-		return nil, err
-	}
-	routes := map[netip.Prefix]backend.Route{}
-	clear(k.routes)
-	k.strays = map[netip.Prefix][]route{}
-	for _, r := range list {
-		if r.stray() {
-			k.strays[r.dst] = append(k.strays[r.dst], r)
-			continue
-		}
-		h := hop{index: r.index, gateway: r.gateway, flags: r.flags}
-		if r.nexthop != 0 {
-			h = hops[r.nexthop]
-		}
-		routes[r.dst] = backend.Route{Via: h.gateway, Dev: names[h.index], OnLink: h.flags&unix.RTNH_F_ONLINK != 0}
-		k.routes[r.dst] = r.nexthop
-	}
-	for dst := range k.strays { // whatever else is there: it must be set, or deleted
-		routes[dst] = backend.Route{}
-	}
-	used := map[uint32]bool{}
-	for _, id := range k.routes {
-		used[id] = true
-	}
-	k.orphans = k.orphans[:0]
-	for id, h := range hops {
-		if h.protocol == protocol && !used[id] {
-			k.orphans = append(k.orphans, id)
-		}
-	}
-	return routes, nil
+	return names
 }
 
-// listRoutes lists the main table's routes of a protocol; of all, if that is RTPROT_UNSPEC.
-func (c conn) listRoutes(protocol uint8, families ...uint8) ([]route, error) {
-	var list []route
-	for _, f := range families {
-		filter := make(message, unix.SizeofRtMsg)
-		filter[0], filter[5] = f, protocol
-		err := c.dump(unix.RTM_GETROUTE, filter, func(entry []byte) {
-			r, ok := parseRoute(entry)
-			if ok && r.table == unix.RT_TABLE_MAIN && (protocol == unix.RTPROT_UNSPEC || r.protocol == protocol) {
-				list = append(list, r)
+// eachRoute hands f the main table's routes of a protocol; those of all but ours, if that is RTPROT_UNSPEC.
+func (c conn) eachRoute(p uint8, f func(route), families ...uint8) error {
+	for _, family := range families {
+		filter := newMessage(unix.SizeofRtMsg)
+		filter[0], filter[5] = family, p
+		err := c.dump(unix.RTM_GETROUTE, filter.uint32(unix.RTA_TABLE, unix.RT_TABLE_MAIN), func(entry []byte) {
+			if p != unix.RTPROT_UNSPEC && entry[5] != p || p == unix.RTPROT_UNSPEC && entry[5] == protocol {
+				return
 			}
-		}, uint32Attr(unix.RTA_TABLE, unix.RT_TABLE_MAIN))
+			if r, ok := parseRoute(entry); ok && r.table == unix.RT_TABLE_MAIN {
+				f(r)
+			}
+		})
 		if err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: a table that does not exist
-			return nil, err
+			return err
 		}
 	}
-	return list, nil
+	return nil
+}
+
+// listRoutes lists what eachRoute hands out.
+func (c conn) listRoutes(p uint8, families ...uint8) ([]route, error) {
+	var list []route
+	err := again(func() error {
+		list = nil
+		return c.eachRoute(p, func(r route) { list = append(list, r) }, families...)
+	})
+	return list, err
 }
 
 // route is a route as the kernel lists it; of several nexthops, the first.
@@ -206,53 +229,79 @@ func gateway(kind uint16, value []byte) netip.Addr {
 	return address(value)
 }
 
-// setRoute adds a route, or changes ours. A route of somebody else's to the same prefix is left alone, and is an error.
+// setRoutes adds routes, or changes ours. A route of somebody else's to the same prefix is left alone, and is an error.
 //
 // Each route goes through a nexthop object of its own, where the kernel has them: routes that share a device but not a
 // gateway then cost the same however many there are, which plain ones do not (fib_info hashes by device, not by gateway:
 // net/ipv4/fib_semantics.c). A change of the object moves its route at once, no packet lost.
-func (k *Kernel) setRoute(dst netip.Prefix, r backend.Route) error {
-	index, err := k.device(r.Dev)
+func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
+	through := map[netip.Prefix]uint32{} // what each route that is not there yet is to go through; 0 for no object
+	bulk(w, "set route", routes, func(dst netip.Prefix, want backend.Route) (request, error) {
+		h, err := k.hop(want)
+		if err == nil {
+			err = k.deleteStrays(dst)
+		}
+		id, ours := k.routes[dst]
+		switch {
+		case err != nil:
+			return request{}, err
+		case ours && id != 0:
+			return setNexthop(id, h, unix.NLM_F_REPLACE), nil
+		case !k.objects:
+			through[dst] = 0
+			return request{}, nil
+		}
+		id = nexthopID(dst)
+		r := setNexthop(id, h, unix.NLM_F_EXCL)
+		r.done = func(err error) error {
+			if errors.Is(err, unix.EEXIST) {
+				id, err = k.addNexthop(id, h)
+			}
+			if err != nil {
+				return fmt.Errorf("nexthop object: %w", err)
+			}
+			through[dst] = id
+			return nil
+		}
+		return r, nil
+	})
+	bulk(w, "set route", through, func(dst netip.Prefix, id uint32) (request, error) {
+		return k.setRoute(dst, id, routes[dst])
+	})
+}
+
+// setRoute asks for a route through a nexthop object, or for a plain one.
+func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request, error) {
+	h, err := k.hop(r)
 	if err != nil {
-		return err
+		return request{}, err
 	}
+	m := rtmsg(dst, 0).uint32(rtaNexthopID, id)
+	if id == 0 {
+		m = rtmsg(dst, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).addr(unix.RTA_GATEWAY, h.gateway)
+	}
+	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	if _, ours := k.routes[dst]; ours {
+		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	return request{kind: unix.RTM_NEWROUTE, flags: flags, message: m, done: func(err error) error {
+		if err == nil {
+			k.routes[dst] = id
+		} else if err = foreign(dst, err); id != 0 {
+			err = errors.Join(err, k.deleteNexthop(id))
+		}
+		return err
+	}}, nil
+}
+
+// hop is where a route leads.
+func (k *Kernel) hop(r backend.Route) (hop, error) {
+	index, err := k.device(r.Dev)
 	h := hop{index: index, gateway: r.Via}
 	if r.OnLink {
 		h.flags = unix.RTNH_F_ONLINK
 	}
-	if err := k.deleteStrays(dst); err != nil {
-		return err
-	}
-	id, ours := k.routes[dst]
-	how := unix.NLM_F_EXCL
-	if ours {
-		how = unix.NLM_F_REPLACE
-	}
-	switch {
-	case ours && id != 0:
-		return k.setNexthop(id, h, unix.NLM_F_REPLACE)
-	case !k.objects:
-		return k.setPlainRoute(dst, h, how)
-	}
-	if id, err = k.addNexthop(dst, h); err != nil {
-		return fmt.Errorf("nexthop object: %w", err)
-	}
-	err = k.changeRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|how, dst, 0, uint32Attr(rtaNexthopID, id))
-	if err != nil {
-		return errors.Join(foreign(dst, err), k.deleteNexthop(id))
-	}
-	k.routes[dst] = id
-	return nil
-}
-
-func (k *Kernel) setPlainRoute(dst netip.Prefix, h hop, how int) error {
-	err := k.changeRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|how, dst, h.flags,
-		uint32Attr(unix.RTA_OIF, uint32(h.index)), addrAttr(unix.RTA_GATEWAY, h.gateway))
-	if err != nil {
-		return foreign(dst, err)
-	}
-	k.routes[dst] = 0
-	return nil
+	return h, err
 }
 
 // foreign names the route that is in the way.
@@ -263,34 +312,41 @@ func foreign(dst netip.Prefix, err error) error {
 	return err
 }
 
-// deleteRoute deletes our route to dst, if it is still there, and its nexthop object.
-func (k *Kernel) deleteRoute(dst netip.Prefix, _ backend.Route) error {
-	if err := k.deleteStrays(dst); err != nil {
-		return err
-	}
-	id, ours := k.routes[dst]
-	if !ours {
-		return nil
-	}
-	if err := gone(k.changeRoute(unix.RTM_DELROUTE, 0, dst, 0)); err != nil {
-		return err
-	}
-	if id != 0 {
-		if err := k.deleteNexthop(id); err != nil {
-			return err
+// deleteRoutes deletes our routes, those that are still there, and their nexthop objects.
+func (k *Kernel) deleteRoutes(w *work, routes map[netip.Prefix]backend.Route) {
+	objects := map[netip.Prefix]uint32{}
+	bulk(w, "delete route", routes, func(dst netip.Prefix, _ backend.Route) (request, error) {
+		id, ours := k.routes[dst]
+		if err := k.deleteStrays(dst); err != nil || !ours {
+			return request{}, err
 		}
-	}
-	delete(k.routes, dst)
-	return nil
+		return request{kind: unix.RTM_DELROUTE, message: rtmsg(dst, 0), done: func(err error) error {
+			if err = gone(err); err == nil {
+				objects[dst] = id
+			}
+			return err
+		}}, nil
+	})
+	bulk(w, "delete route", objects, func(dst netip.Prefix, id uint32) (request, error) {
+		if id == 0 {
+			delete(k.routes, dst)
+			return request{}, nil
+		}
+		return request{kind: rtmDelNexthop, message: nexthop(id), done: func(err error) error {
+			if err = gone(err); err == nil {
+				delete(k.routes, dst)
+			}
+			return err
+		}}, nil
+	})
 }
 
 // deleteStrays deletes routes to dst that stand beside ours in our name.
 func (k *Kernel) deleteStrays(dst netip.Prefix) error {
 	for _, r := range k.strays[dst] {
-		header := rtmsg(dst, 0)
-		header[3], header[6] = r.tos, unix.RT_SCOPE_NOWHERE // whatever scope it has
-		err := k.conn.do(unix.RTM_DELROUTE, 0, header, addrAttr(unix.RTA_DST, dst.Addr()), uint32Attr(unix.RTA_PRIORITY, r.priority))
-		if err := gone(err); err != nil {
+		m := rtmsg(dst, 0).uint32(unix.RTA_PRIORITY, r.priority)
+		m[3], m[6] = r.tos, unix.RT_SCOPE_NOWHERE // whatever scope it has
+		if err := gone(k.conn.do(unix.RTM_DELROUTE, 0, m)); err != nil {
 			return fmt.Errorf("the one with metric %d: %w", r.priority, err)
 		}
 	}
@@ -298,28 +354,21 @@ func (k *Kernel) deleteStrays(dst netip.Prefix) error {
 	return nil
 }
 
-// changeRoute sends a request about our route to dst; hopFlags are RTNH_F_….
-func (k *Kernel) changeRoute(kind, flags int, dst netip.Prefix, hopFlags uint32, attrs ...*nl.RtAttr) error {
-	return k.conn.do(kind, flags, rtmsg(dst, hopFlags), append(attrs, addrAttr(unix.RTA_DST, dst.Addr()))...)
-}
-
-// addNexthop makes a nexthop object for the route to dst. Its ID follows from dst, so that it is easily found by eye, and
-// is the next free one if others took that.
-func (k *Kernel) addNexthop(dst netip.Prefix, h hop) (uint32, error) {
-	id := nexthopID(dst)
-	for range 64 {
-		err := k.setNexthop(id, h, unix.NLM_F_EXCL)
+// addNexthop makes a nexthop object under the next free ID, after one that others have taken.
+func (k *Kernel) addNexthop(id uint32, h hop) (uint32, error) {
+	const tries = 64
+	for range tries {
+		id = max(1, id+1)
+		err := k.conn.doAll([]request{setNexthop(id, h, unix.NLM_F_EXCL)})[0]
 		if !errors.Is(err, unix.EEXIST) {
 			return id, err
 		}
-		if id++; id == 0 {
-			id++
-		}
 	}
-	return 0, fmt.Errorf("64 IDs up to %d are all taken", id)
+	return 0, fmt.Errorf("%d IDs up to %d are all taken", tries, id)
 }
 
-// nexthopID is where to begin to look for a free ID: an IPv4 subnet's own address, or a hash of an IPv6 one.
+// nexthopID is the ID of the nexthop object for the route to dst, unless others have it: an IPv4 subnet's own address, so that
+// it is easily found by eye, or a hash of an IPv6 one.
 func nexthopID(dst netip.Prefix) uint32 {
 	if dst.Addr().Is4() {
 		b := dst.Addr().As4()
@@ -330,15 +379,17 @@ func nexthopID(dst netip.Prefix) uint32 {
 	return max(1, hash.Sum32())
 }
 
-func (k *Kernel) setNexthop(id uint32, h hop, flags int) error {
-	header := nhmsg(family(h.gateway), protocol)
-	binary.NativeEndian.PutUint32(header[4:], h.flags)
-	return k.conn.do(rtmNewNexthop, unix.NLM_F_CREATE|flags, header,
-		uint32Attr(nhaID, id), uint32Attr(nhaOIF, uint32(h.index)), addrAttr(nhaGateway, h.gateway))
+func setNexthop(id uint32, h hop, flags int) request {
+	m := nhmsg(family(h.gateway), protocol).uint32(nhaID, id).uint32(nhaOIF, uint32(h.index)).addr(nhaGateway, h.gateway)
+	binary.NativeEndian.PutUint32(m[4:], h.flags)
+	return request{kind: rtmNewNexthop, flags: unix.NLM_F_CREATE | flags, message: m}
 }
 
+// nexthop names a nexthop object.
+func nexthop(id uint32) message { return nhmsg(unix.AF_UNSPEC, 0).uint32(nhaID, id) }
+
 func (k *Kernel) deleteNexthop(id uint32) error {
-	return gone(k.conn.do(rtmDelNexthop, 0, nhmsg(unix.AF_UNSPEC, 0), uint32Attr(nhaID, id)))
+	return gone(k.conn.do(rtmDelNexthop, 0, nexthop(id)))
 }
 
 // sweepNexthops deletes objects of ours that no route goes through: what remains if an agent is killed between the two, or

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -41,37 +42,136 @@ func dial() (conn, error) {
 	return conn{sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
 }
 
-func (c conn) close() { c.sockets[unix.NETLINK_ROUTE].Socket.Close() }
+func (c conn) close() { c.socket().Socket.Close() }
+
+// request asks for a change.
+type request struct {
+	kind, flags int
+	message     message
+	done        func(error) error // what to make of what becomes of it; nil to take it as it is
+}
 
 // do sends one request and waits for its acknowledgement.
-func (c conn) do(kind, flags int, header message, attrs ...*nl.RtAttr) error {
-	if err := c.failing(kind); err != nil {
+func (c conn) do(kind, flags int, m message) error {
+	return c.doAll([]request{{kind: kind, flags: flags, message: m}})[0]
+}
+
+// doAll sends requests in one packet, and returns what became of each. The kernel takes them in order and goes on past one
+// that fails. It answers those, and the last: an answer to each costs as much as what it is asked for (BenchmarkApply).
+func (c conn) doAll(requests []request) []error {
+	errs := make([]error, len(requests))
+	c.exchange(requests, errs)
+	for i, r := range requests {
+		if r.done != nil {
+			errs[i] = r.done(errs[i])
+		}
+	}
+	return errs
+}
+
+// exchange is doAll as far as the kernel is concerned.
+func (c conn) exchange(requests []request, errs []error) {
+	var packet []byte
+	var last int // where in packet the last message begins
+	waiting := map[uint32]int{}
+	seq := &c.socket().Seq
+	for i, r := range requests {
+		if errs[i] = c.failing(r.kind); errs[i] == nil {
+			*seq, last = *seq+1, len(packet)
+			waiting[*seq] = i
+			packet = r.appendTo(packet, *seq)
+		}
+	}
+	if len(waiting) == 0 {
+		return
+	}
+	flags := packet[last+6:]
+	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
+	err := unix.Sendto(c.socket().Socket.GetFd(), packet, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	if err == nil {
+		err = c.receive(*seq, waiting, errs)
+	}
+	if err != nil {
+		for _, i := range waiting { // what became of these isn't known
+			errs[i] = err
+		}
+	}
+}
+
+// appendTo appends r behind a struct nlmsghdr. Its length is a multiple of 4, as those of headers and attributes are.
+func (r request) appendTo(packet []byte, seq uint32) []byte {
+	packet = binary.NativeEndian.AppendUint32(packet, uint32(unix.SizeofNlMsghdr+len(r.message)))
+	packet = binary.NativeEndian.AppendUint16(packet, uint16(r.kind))
+	packet = binary.NativeEndian.AppendUint16(packet, uint16(unix.NLM_F_REQUEST|r.flags))
+	packet = binary.NativeEndian.AppendUint32(packet, seq)
+	packet = binary.NativeEndian.AppendUint32(packet, 0)
+	return append(packet, r.message...)
+}
+
+// receive puts the answers to what is waited for into errs, until the last one's.
+func (c conn) receive(last uint32, waiting map[uint32]int, errs []error) error {
+	for {
+		messages, _, err := c.socket().Socket.Receive()
+		if err != nil {
+			return err
+		}
+		for _, m := range messages {
+			i, ours := waiting[m.Header.Seq]
+			if !ours || m.Header.Type != unix.NLMSG_ERROR { // the rest of a listing that broke off
+				continue
+			}
+			if errs[i] = failure(m); m.Header.Seq == last {
+				return nil
+			}
+			delete(waiting, m.Header.Seq)
+		}
+	}
+}
+
+// failure reads a struct nlmsgerr, and the kernel's own words if it added some (linux/netlink.h).
+func failure(m syscall.NetlinkMessage) error {
+	code := int32(number(m.Data))
+	if code == 0 {
+		return nil
+	}
+	err, words := error(syscall.Errno(-code)), 4+unix.SizeofNlMsghdr
+	if m.Header.Flags&unix.NLM_F_ACK_TLVS == 0 || len(m.Data) < words {
 		return err
 	}
-	_, err := c.request(kind, flags|unix.NLM_F_ACK, header, attrs).Execute(unix.NETLINK_ROUTE, 0)
+	if m.Header.Flags&unix.NLM_F_CAPPED == 0 { // the request is repeated whole
+		words = 4 + (int(number(m.Data[4:]))+3)&^3
+	}
+	for kind, value := range attributes(m.Data, words) {
+		if kind == nl.NLMSGERR_ATTR_MSG {
+			err = fmt.Errorf("%w: %s", err, unix.ByteSliceToString(value))
+		}
+	}
 	return err
 }
 
-// dump asks for a table and hands each of its entries to f, the header first. What f sees is a whole table: of a dump that
-// failed it sees nothing.
-func (c conn) dump(kind int, header message, f func(entry []byte), attrs ...*nl.RtAttr) error {
-	var entries [][]byte
-	err := again(func() (err error) {
-		entries, err = c.request(kind, unix.NLM_F_DUMP, header, attrs).Execute(unix.NETLINK_ROUTE, 0)
-		return cmp.Or(err, c.failing(kind))
-	})
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		if len(entry) >= header.Len() {
+func (c conn) socket() *nl.SocketHandle { return c.sockets[unix.NETLINK_ROUTE] }
+
+// dump asks for a table and hands each of its entries to f, the header first, as they come: ten thousands need not be held at
+// once. After an error f has not seen the whole table: see again.
+func (c conn) dump(kind int, m message, f func(entry []byte)) error {
+	const header = 12 // the longest of those listed here, and shorter than any entry
+	err := c.ask(kind, unix.NLM_F_DUMP, m).ExecuteIter(unix.NETLINK_ROUTE, 0, func(entry []byte) bool {
+		if len(entry) >= header {
 			f(entry)
 		}
-	}
-	return nil
+		return true
+	})
+	return cmp.Or(err, c.failing(kind))
 }
 
-// again repeats a listing that failed for what passes: a change meanwhile (EINTR, which netlink.ErrDumpInterrupted is too),
+// ask is a request that is answered with entries.
+func (c conn) ask(kind, flags int, m message) *nl.NetlinkRequest {
+	r := nl.NewNetlinkRequest(kind, flags)
+	r.Sockets, r.RawData = c.sockets, m
+	return r
+}
+
+// again repeats a listing, which must begin anew each time, if it failed for what passes: a change meanwhile (EINTR, which netlink.ErrDumpInterrupted is too),
 // a kernel short of memory (ENOBUFS), or a listing before it that broke off and isn't over in the kernel (EBUSY).
 func again(list func() error) error {
 	var err error
@@ -90,22 +190,34 @@ func (c conn) failing(kind int) error {
 	return c.fault(kind)
 }
 
-func (c conn) request(kind, flags int, header message, attrs []*nl.RtAttr) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(kind, flags)
-	req.Sockets = c.sockets
-	req.AddData(header)
-	for _, a := range attrs {
-		req.AddData(a)
-	}
-	return req
-}
-
-// message is a fixed header as bytes: ifinfomsg, ifaddrmsg, ndmsg, rtmsg or nhmsg (linux/rtnetlink.h, if_addr.h,
-// neighbour.h, nexthop.h).
+// message is a fixed header: ifinfomsg, ifaddrmsg, ndmsg, rtmsg or nhmsg (linux/rtnetlink.h, if_addr.h, neighbour.h,
+// nexthop.h), and attributes behind it.
 type message []byte
 
-func (m message) Len() int          { return len(m) }
-func (m message) Serialize() []byte { return m }
+// newMessage returns a message with an empty header, and room for a few attributes.
+func newMessage(header int) message { return make(message, header, header+64) }
+
+// attr appends an attribute.
+func (m message) attr(kind int, value []byte) message {
+	m = binary.NativeEndian.AppendUint16(m, uint16(unix.SizeofRtAttr+len(value)))
+	m = binary.NativeEndian.AppendUint16(m, uint16(kind))
+	m = append(m, value...)
+	return append(m, make([]byte, -len(value)&3)...)
+}
+
+func (m message) addr(kind int, a netip.Addr) message {
+	b := a.As16()
+	if a.Is4() {
+		return m.attr(kind, b[12:])
+	}
+	return m.attr(kind, b[:])
+}
+
+func (m message) uint32(kind int, v uint32) message {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], v)
+	return m.attr(kind, b[:])
+}
 
 // attributes yields an entry's attributes behind its header of the given length. Flags in the type's upper bits are cut off.
 func attributes(entry []byte, header int) iter.Seq2[uint16, []byte] {
@@ -122,10 +234,6 @@ func attributes(entry []byte, header int) iter.Seq2[uint16, []byte] {
 		}
 	}
 }
-
-func addrAttr(kind int, a netip.Addr) *nl.RtAttr { return nl.NewRtAttr(kind, a.AsSlice()) }
-
-func uint32Attr(kind int, v uint32) *nl.RtAttr { return nl.NewRtAttr(kind, nl.Uint32Attr(v)) }
 
 // address reads an attribute's address; the zero Addr if it isn't one.
 func address(b []byte) netip.Addr {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
@@ -206,7 +205,6 @@ func (c conn) listForeignRoutes() ([]route, error) {
 	if err != nil {
 		return nil, err
 	}
-	list = slices.DeleteFunc(list, func(r route) bool { return r.protocol == protocol })
 	return list, c.resolve(list)
 }
 
@@ -235,9 +233,9 @@ func (c conn) resolve(list []route) error {
 
 // outputDevice returns the index of the device that the kernel sends to a from.
 func (c conn) outputDevice(a netip.Addr) (int, error) {
-	header := make(message, unix.SizeofRtMsg)
-	header[0], header[1] = family(a), uint8(a.BitLen())
-	replies, err := c.request(unix.RTM_GETROUTE, 0, header, []*nl.RtAttr{addrAttr(unix.RTA_DST, a)}).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
+	m := newMessage(unix.SizeofRtMsg)
+	m[0], m[1] = family(a), uint8(a.BitLen())
+	replies, err := c.ask(unix.RTM_GETROUTE, 0, m.addr(unix.RTA_DST, a)).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
 	if err != nil {
 		return 0, err
 	}
