@@ -34,6 +34,7 @@ type Kernel interface {
 	Underlay(c backend.Choice) (backend.Underlay, error)
 	Addresses(device string) ([]netip.Prefix, error) // none if there is no such device
 	Apply(ctx context.Context, want backend.State) (backend.Changes, error)
+	Holds(want backend.State) bool // whether all is as wanted that no peer has a part in
 	Change(ctx context.Context, c backend.Changes) error
 }
 

@@ -109,6 +109,13 @@ func (k *fakeKernel) Apply(_ context.Context, want backend.State) (backend.Chang
 	return found, k.err
 }
 
+// Holds is false while Apply would find something to do, or fail.
+func (k *fakeKernel) Holds(backend.State) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.find.Count()) == 0 && k.err == nil
+}
+
 func (k *fakeKernel) Change(_ context.Context, c backend.Changes) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

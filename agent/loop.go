@@ -18,7 +18,9 @@ import (
 )
 
 const (
-	resyncEvery = 30 * time.Second // a look at everything, for what rings no bell: the packet filter, sysctls
+	resyncEvery = 30 * time.Second // a look at what rings no bell: files, sysctls; and at everything, if that is cheap
+	lookRest    = 5000             // times as long as a look at everything took it is rested from: it costs the same however many peers there are
+	lookAtLeast = 10 * time.Minute // however long it takes
 	retryMax    = 15 * time.Second
 	talkative   = 8 // so many changed peers get a log line each; more get one together
 )
@@ -39,6 +41,7 @@ type state struct {
 	revision int64                     // of etcd
 	plan     *backend.Plan             // what is in force
 	outdated bool                      // it was made of other entries
+	due      time.Time                 // when to look at everything though no bell rang
 	failure  error                     // of the last pass
 	drift    map[string]int            // entries repaired, by table
 	warnings map[string]string         // what an operator should do something about, by topic
@@ -74,7 +77,9 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-retry.C:
 			look, retrying = atEverything, true
 		case <-resync.C:
-			look = atEverything
+			if look = atHost; !time.Now().Before(a.state.due) {
+				look = atEverything
+			}
 		}
 		select { // the first of many wakes at once; the others wait until the last pass is as long ago as it took
 		case <-ctx.Done():
@@ -105,10 +110,11 @@ type scope int
 const (
 	atChanges  scope = iota // nothing: what changed peers need is known
 	atFirewall              // the packet filter, as somebody changed it
+	atHost                  // all that no peer has a part in
 	atEverything
 )
 
-func (s scope) String() string { return [...]string{"changes", "firewall", "everything"}[s] }
+func (s scope) String() string { return [...]string{"changes", "firewall", "host", "everything"}[s] }
 
 // pass takes in what is new and brings what is in force in line with it. A pass that fails makes the next one look at
 // everything.
@@ -126,9 +132,9 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	}
 	var count map[string]int
 	var err error
-	if look == atEverything {
+	if look >= atHost {
 		a.state.take(u)
-		count, err = a.reconcile(ctx)
+		count, err = a.reconcile(ctx, look)
 	} else {
 		count, err = a.change(ctx, u, look)
 	}
@@ -136,9 +142,22 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	if drift && sameUnderlay(before, a.state.plan) {
 		a.sayDrift(count)
 	}
-	a.record(look, time.Since(started), err)
+	took := time.Since(started)
+	if look == atEverything {
+		a.state.looked(took, count)
+	}
+	a.record(look, took, err)
 	a.sayPeers(u, news)
 	return err
+}
+
+// looked says when the next look at everything is due, after one that took so long: with the tick that is nearest to the end of
+// its rest. One that changed something does not tell how long a look takes.
+func (s *state) looked(took time.Duration, count map[string]int) {
+	s.due = time.Time{}
+	if len(count) == 0 {
+		s.due = time.Now().Add(min(took*lookRest, lookAtLeast) - resyncEvery/2)
+	}
 }
 
 // sameUnderlay reports whether two plans were made for the same underlay: else what differs from the plan is its own doing.
@@ -212,9 +231,10 @@ func checked(c subnet.StoredConfig) subnet.StoredConfig {
 	return c
 }
 
-// reconcile plans everything and puts it in force. While something is missing that a plan needs, what is in force is kept
+// reconcile plans everything and puts it in force, as far as it is to look. While something is missing that a plan needs, what is in force is kept
 // up as it is.
-func (a *Agent) reconcile(ctx context.Context) (count map[string]int, err error) {
+func (a *Agent) reconcile(ctx context.Context, look scope) (count map[string]int, err error) {
+	before := a.state.plan
 	plan, err := a.replan()
 	if err == nil {
 		a.state.plan = plan
@@ -224,7 +244,11 @@ func (a *Agent) reconcile(ctx context.Context) (count map[string]int, err error)
 	}
 	want := plan.State()
 	a.notify.progress()
-	changes, applyErr := a.kernel.Apply(ctx, want)
+	var changes backend.Changes
+	var applyErr error
+	if look == atEverything || plan != before || !a.kernel.Holds(want) {
+		changes, applyErr = a.kernel.Apply(ctx, want)
+	}
 	a.notify.progress()
 	for name, value := range changes.Sysctls.Set {
 		a.log.Info("sysctl set", "name", name, "value", value)

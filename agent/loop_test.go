@@ -129,6 +129,49 @@ func TestDoorbells(t *testing.T) {
 	})
 }
 
+// What a look at everything costs grows with the peers, and how seldom it is taken with what it costs. What does not grow is
+// looked at as often as ever.
+func TestRestFromLooks(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.ready()
+		r.kernel.takes(40*time.Millisecond, &fakeFirewall{})
+		ring(r.kernel.doorbell)
+		r.settle()
+		kernel, firewall := r.kernel.applies(), r.firewall.applies()
+		r.pass(150 * time.Second)
+		if n := r.kernel.applies() - kernel; n != 0 {
+			r.Errorf("%d looks at everything within %s of one that took 40 ms", n, 150*time.Second)
+		}
+		if n := r.firewall.applies() - firewall; n != 5 {
+			r.Errorf("%d looks at the packet filter in that time", n)
+		}
+		r.pass(90 * time.Second)
+		if n := r.kernel.applies() - kernel; n != 1 {
+			r.Errorf("%d looks at everything within four minutes", n)
+		}
+		if r.metric("tulle_passes_total host") < 5 {
+			r.Error("looks at the host alone are not counted as such")
+		}
+		kernel = r.kernel.applies()
+		r.log.take()
+		r.kernel.finds(backend.Changes{Sysctls: backend.Delta[string, string]{Set: map[string]string{"net.ipv4.ip_forward": "1"}}})
+		r.pass(resyncEvery)
+		if r.kernel.applies() == kernel {
+			r.Error("what differs on the host is not mended with the next look at it")
+		}
+		r.wantLog(`level=INFO msg="sysctl set" name=net.ipv4.ip_forward value=1`, `level=WARN msg="somebody changed what is ours; restored" table=sysctl entries=1`)
+
+		r.kernel.takes(time.Minute, &fakeFirewall{})
+		ring(r.kernel.doorbell)
+		r.pass(2 * time.Minute)
+		kernel = r.kernel.applies()
+		r.pass(lookAtLeast + resyncEvery)
+		if r.kernel.applies() == kernel {
+			r.Errorf("no look at everything in %s", lookAtLeast)
+		}
+	})
+}
+
 func TestFailure(t *testing.T) {
 	const failing = `level=WARN msg="not everything is programmed; trying again" error="no buffer space"`
 	bubble(t, func(r *rig) {

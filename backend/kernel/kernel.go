@@ -113,6 +113,21 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 	return changed, errors.Join(errs...)
 }
 
+// Holds reports whether want's links, addresses and sysctls are as wanted. It changes nothing, and what peers need it leaves to
+// Apply: its cost does not depend on how many there are. What can't be seen is not held, and Apply says why.
+func (k *Kernel) Holds(want backend.State) bool {
+	have, err := k.observeLinks()
+	if err != nil {
+		return false
+	}
+	k.rememberPorts(want.Links, have)
+	k.index(slices.Collect(maps.Values(have.all)))
+	want, foreign := have.withoutForeign(want)
+	links := backend.Diff(backend.State{Links: have.own}, backend.State{Links: want.Links}).Links
+	addrs, err := k.compareAddrs(want.Addrs)
+	return err == nil && foreign == nil && links.Len()+addrs.Len()+compareSysctls(want.Sysctls).Len() == 0
+}
+
 // compare compares all that is ours, except the links, with want.
 func (k *Kernel) compare(want backend.State) (c backend.Changes, err error) {
 	c.Sysctls = compareSysctls(want.Sysctls)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -114,6 +116,43 @@ func (s *sandbox) settle(k *Kernel, want backend.State) {
 			}
 		})
 		return len(messages) == 0
+	})
+}
+
+// Holds sees what concerns the host alone, and never looks at what may be ten thousands.
+func TestHolds(t *testing.T) {
+	eachMode(t, func(s *sandbox) {
+		k, want := s.open(), state(s, 3)
+		if k.Holds(want) {
+			s.Error("nothing is there yet")
+		}
+		s.apply(k, want)
+		for _, change := range []string{
+			"ip link set tulle.1 down", "ip link set tulle.1 mtu 1400", "ip link set tulle.1 name other", "ip link del tulle.1", "ip addr flush dev tulle.1",
+			"ip addr del 10.5.1.1/24 dev docker0", "ip route del 10.5.1.0/24 dev docker0", "ip link del docker0", "sysctl -qw net.ipv4.ip_forward=0",
+		} {
+			s.run("%s", change)
+			if k.Holds(want) {
+				s.Errorf("after %s all is held", change)
+			}
+			s.apply(k, want)
+			if !k.Holds(want) {
+				s.Errorf("after %s and an Apply not all is held", change)
+			}
+		}
+		s.run("ip route del 10.5.2.0/24")
+		asked := map[int]bool{}
+		k.conn.fault = func(kind int) error { asked[kind] = true; return nil }
+		if !k.Holds(want) {
+			s.Error("a peer's route counts")
+		}
+		if asked[unix.RTM_GETNEIGH] || asked[rtmGetNexthop] || !asked[unix.RTM_GETLINK] {
+			s.Errorf("asked for %v", asked)
+		}
+		k.conn.fault = always(unix.RTM_GETADDR, unix.EPERM)
+		if k.Holds(want) {
+			s.Error("what can't be seen is held")
+		}
 	})
 }
 

@@ -101,6 +101,8 @@ func (t linkTable) withoutForeign(want backend.State) (backend.State, error) {
 	if len(foreign) > 0 {
 		want.Links = except(want.Links, func(name string, _ backend.Link) bool { return foreign[name] })
 		want.Addrs = except(want.Addrs, func(a backend.Addr, _ struct{}) bool { return foreign[a.Dev] })
+	}
+	if len(errs) > 0 { // nothing of peers hangs on the bridge
 		want.FDB = except(want.FDB, func(k backend.FDBKey, _ netip.Addr) bool { return foreign[k.Dev] })
 		want.Neighbours = except(want.Neighbours, func(k backend.NeighbourKey, _ backend.MAC) bool { return foreign[k.Dev] })
 		want.Routes = except(want.Routes, func(_ netip.Prefix, r backend.Route) bool { return foreign[r.Dev] })
@@ -319,9 +321,14 @@ func (k *Kernel) indexDevices() error {
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
+	k.index(list)
+	return nil
+}
+
+// index notes the ifindexes of all links.
+func (k *Kernel) index(list []netlink.Link) {
 	clear(k.devices)
 	for _, l := range list {
 		k.devices[l.Attrs().Name] = l.Attrs().Index
 	}
-	return nil
 }
