@@ -40,9 +40,24 @@ type Backend interface {
 	Announce(u Underlay) (name string, data subnet.Pair[string])
 	// Fixed is the part of the State that depends on no peer.
 	Fixed(h Host) (State, error)
-	// Peer is the part of the State that l's host needs: FDB, Neighbours and Routes only. Its error is a *subnet.Reject.
-	Peer(h Host, l subnet.Lease) (State, error)
+	// Peer is the part of the State that l's host needs. Its error is a *subnet.Reject.
+	Peer(h Host, l subnet.Lease) (Part, error)
 }
+
+// Part is what one peer adds to the State. It is made of slices, because there may be ten thousands, of an entry or two each.
+type Part struct {
+	FDB        []Row[FDBKey, netip.Addr]
+	Neighbours []Row[NeighbourKey, MAC]
+	Routes     []Row[netip.Prefix, Route]
+}
+
+// Row is an entry of one of a State's tables.
+type Row[K, V comparable] struct {
+	Key   K
+	Value V
+}
+
+func row[K, V comparable](k K, v V) []Row[K, V] { return []Row[K, V]{{k, v}} }
 
 // New returns the backend that cfg asks for, and the keys of its Backend object that this type does not know. Its errors
 // are *subnet.ConfigError.

@@ -3,7 +3,6 @@ package backend
 import (
 	"cmp"
 	"errors"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -20,7 +19,8 @@ type Plan struct {
 
 	entries  map[string]subnet.Entry  // all that are stored, by key
 	rejected map[string]subnet.Reject // those of them that are left out
-	rivals   int                      // how many of rejected are left out for another lease's sake
+	rivals   map[string]bool          // those of rejected that are left out for another lease's sake
+	youngest birth                    // of all that entries ever held
 
 	fdb        sum[FDBKey, netip.Addr]
 	neighbours sum[NeighbourKey, MAC]
@@ -36,8 +36,10 @@ func NewPlan(b Backend, h Host, entries map[string]subnet.Entry) (*Plan, error) 
 	}
 	p := &Plan{backend: b, host: h, fixed: fixed, entries: entries,
 		fdb: newSum[FDBKey, netip.Addr](), neighbours: newSum[NeighbourKey, MAC](), routes: newSum[netip.Prefix, Route]()}
-	p.build()
-	p.changes() // what a full compare finds by itself
+	p.build() // a full compare finds by itself what that changes
+	p.fdb.watch()
+	p.neighbours.watch()
+	p.routes.watch()
 	return p, nil
 }
 
@@ -58,7 +60,7 @@ func (p *Plan) State() State {
 }
 
 // Update takes changed leases into the Plan, the zero Entry for one that is gone, and returns what that changes in the
-// State. It costs as much as the changed leases do, unless leases compete: then it costs as much as all.
+// State. It costs as much as the changed leases do, unless they compete with others: then it may cost as much as all.
 func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
 	inOrder := true
 	for _, key := range byAge(changed) {
@@ -70,22 +72,21 @@ func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
 	return p.changes()
 }
 
-// replace puts e in the place of what is stored under key. It returns false if the sum now depends on the order in which
-// the leases came, so that it has to be built again.
+// replace puts e in the place of what is stored under key. It returns false if another order, that of the leases' age, may
+// have led to another sum, so that it has to be built again.
 func (p *Plan) replace(key string, e subnet.Entry) bool {
-	old := p.entries[key]
+	old, inOrder := p.entries[key], true
 	if e == (subnet.Entry{}) {
 		delete(p.entries, key)
 	} else {
 		p.entries[key] = e
 	}
 	if _, left := p.rejected[key]; !left {
-		p.remove(key, old)
+		inOrder = p.remove(key, old)
 	}
 	delete(p.rejected, key)
-	rivals := p.rivals
-	p.add(key, e)
-	return rivals == 0 && p.rivals == 0
+	delete(p.rivals, key)
+	return p.add(key, e) && inOrder
 }
 
 // build sums all parts from nothing, the oldest lease first.
@@ -93,7 +94,7 @@ func (p *Plan) build() {
 	p.fdb.clear()
 	p.neighbours.clear()
 	p.routes.clear()
-	p.rejected, p.rivals, p.inside = map[string]subnet.Reject{}, 0, map[netip.Prefix][]claim{}
+	p.rejected, p.rivals, p.inside = map[string]subnet.Reject{}, map[string]bool{}, map[netip.Prefix][]claim{}
 	for _, key := range byAge(p.entries) {
 		p.add(key, p.entries[key])
 	}
@@ -104,41 +105,89 @@ func (p *Plan) changes() Changes {
 }
 
 // part is what the lease stored under key adds to the State; nothing if it isn't a peer's.
-func (p *Plan) part(key string, e subnet.Entry) (State, error) {
+func (p *Plan) part(key string, e subnet.Entry) (Part, error) {
 	if e.Err != nil {
-		return State{}, e.Err
+		return Part{}, e.Err
 	}
 	if e.Lease == (subnet.Lease{}) || key == p.host.Self.Key() || e.Reserved && e.Lease.Idle() {
-		return State{}, nil
+		return Part{}, nil
 	}
 	return p.backend.Peer(p.host, e.Lease)
 }
 
-func (p *Plan) add(key string, e subnet.Entry) {
+// add takes in the lease e. Like remove it returns false if that may concern leases that are left out.
+func (p *Plan) add(key string, e subnet.Entry) (inOrder bool) {
+	born := birth{e.Created, key}
+	last := born.compare(p.youngest) >= 0
+	if last {
+		p.youngest = born
+	}
 	part, err := p.part(key, e)
+	inOrder = last || p.settled(part, e.Lease)
 	if err == nil {
 		if err = p.rival(part, e.Lease); err != nil {
-			p.rivals++
+			p.rivals[key], inOrder = true, last
 		}
 	}
 	if reject := (*subnet.Reject)(nil); errors.As(err, &reject) {
 		p.rejected[key] = *reject
-		return
+		return inOrder
 	}
 	p.claim(part, e.Lease)
 	p.fdb.add(part.FDB)
 	p.neighbours.add(part.Neighbours)
 	p.routes.add(part.Routes)
+	return inOrder
 }
 
 // remove takes out what the accepted lease e added. A part depends on nothing but its lease and the host, so it need not be
 // remembered.
-func (p *Plan) remove(key string, e subnet.Entry) {
+func (p *Plan) remove(key string, e subnet.Entry) (inOrder bool) {
 	part, _ := p.part(key, e)
 	p.unclaim(part, e.Lease)
 	p.fdb.remove(part.FDB)
 	p.neighbours.remove(part.Neighbours)
 	p.routes.remove(part.Routes)
+	return p.settled(part, e.Lease)
+}
+
+// settled reports whether those that are left out for another's sake are so whether l, with its part, is there or not: each has
+// a rival that is older and not l, and the others have none.
+func (p *Plan) settled(part Part, l subnet.Lease) bool {
+	for key := range p.rivals {
+		e := p.entries[key]
+		if other, _ := p.part(key, e); clash(part, other, l, e.Lease) {
+			return false
+		}
+	}
+	return true
+}
+
+// clash reports whether two leases may be rivals: it looks at the two alone, and rather finds too much than too little.
+func clash(a, b Part, la, lb subnet.Lease) bool {
+	for _, ra := range a.Routes {
+		for _, rb := range b.Routes {
+			if ra.Key.Overlaps(rb.Key) || covers(ra.Key, lb) || covers(rb.Key, la) {
+				return true
+			}
+		}
+	}
+	return differ(a.FDB, b.FDB) || differ(a.Neighbours, b.Neighbours)
+}
+
+// covers reports whether a lease's host has its public address inside a subnet.
+func covers(p netip.Prefix, l subnet.Lease) bool {
+	return p.Contains(l.PublicIP.V4) || p.Contains(l.PublicIP.V6)
+}
+
+// differ reports whether two parts of a table have different values for a key.
+func differ[K, V comparable](a, b []Row[K, V]) bool {
+	for _, ra := range a {
+		if slices.ContainsFunc(b, func(rb Row[K, V]) bool { return ra.Key == rb.Key && ra.Value != rb.Value }) {
+			return true
+		}
+	}
+	return false
 }
 
 // claim is a part of one of the network's subnets: the subnet of a lease with a longer prefix, or a host's public address.
@@ -149,10 +198,10 @@ type claim struct {
 }
 
 // claims are those of an accepted lease.
-func (p *Plan) claims(part State, l subnet.Lease) (claims []claim) {
-	for dst := range part.Routes {
-		if within, ok := p.within(dst); ok && within != dst {
-			claims = append(claims, claim{prefix: dst})
+func (p *Plan) claims(part Part, l subnet.Lease) (claims []claim) {
+	for _, r := range part.Routes {
+		if within, ok := p.within(r.Key); ok && within != r.Key {
+			claims = append(claims, claim{prefix: r.Key})
 		}
 	}
 	for _, a := range l.PublicIP.All() {
@@ -173,14 +222,14 @@ func (p *Plan) within(q netip.Prefix) (netip.Prefix, bool) {
 	return netip.PrefixFrom(q.Addr(), r.SubnetLen).Masked(), true
 }
 
-func (p *Plan) claim(part State, l subnet.Lease) {
+func (p *Plan) claim(part Part, l subnet.Lease) {
 	for _, c := range p.claims(part, l) {
 		within, _ := p.within(c.prefix)
 		p.inside[within] = append(p.inside[within], c)
 	}
 }
 
-func (p *Plan) unclaim(part State, l subnet.Lease) {
+func (p *Plan) unclaim(part Part, l subnet.Lease) {
 	for _, c := range p.claims(part, l) {
 		within, _ := p.within(c.prefix)
 		i := slices.Index(p.inside[within], c)
@@ -208,13 +257,13 @@ func (p *Plan) overlapping(q netip.Prefix) (found claim, ok bool) {
 }
 
 // rival returns why part, l's, can't stand beside what the Plan holds already.
-func (p *Plan) rival(part State, l subnet.Lease) error {
-	for dst := range part.Routes {
-		switch other, ok := p.overlapping(dst); {
+func (p *Plan) rival(part Part, l subnet.Lease) error {
+	for _, r := range part.Routes {
+		switch other, ok := p.overlapping(r.Key); {
 		case ok && other.host:
-			return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, another host's public address", dst, other.prefix.Addr())
+			return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, another host's public address", r.Key, other.prefix.Addr())
 		case ok:
-			return subnet.Rejectf(subnet.Overlap, "%s overlaps %s, which an older lease holds", dst, other.prefix)
+			return subnet.Rejectf(subnet.Overlap, "%s overlaps %s, which an older lease holds", r.Key, other.prefix)
 		}
 	}
 	for _, a := range l.PublicIP.All() {
@@ -223,31 +272,48 @@ func (p *Plan) rival(part State, l subnet.Lease) error {
 			return subnet.Rejectf(subnet.BadAddress, "public address %s lies inside the overlay, in %s", a, other.prefix)
 		}
 	}
-	for k, dst := range part.FDB {
-		if other, ok := p.fdb.total[k]; ok && other != dst {
-			return subnet.Rejectf(subnet.Conflict, "VTEP MAC %s is already in use at %s", k.MAC, other)
+	for _, r := range part.FDB {
+		if other, ok := p.fdb.total[r.Key]; ok && other != r.Value {
+			return subnet.Rejectf(subnet.Conflict, "VTEP MAC %s is already in use at %s", r.Key.MAC, other)
 		}
 	}
-	for k, mac := range part.Neighbours {
-		if other, ok := p.neighbours.total[k]; ok && other != mac {
-			return subnet.Rejectf(subnet.Conflict, "VTEP address %s already has MAC %s", k.IP, other)
+	for _, r := range part.Neighbours {
+		if other, ok := p.neighbours.total[r.Key]; ok && other != r.Value {
+			return subnet.Rejectf(subnet.Conflict, "VTEP address %s already has MAC %s", r.Key.IP, other)
 		}
 	}
 	return nil
 }
 
+// birth is what leases' age is told by: the revision that a key was created at, and for what was made by one transaction the key.
+type birth struct {
+	created int64
+	key     string
+}
+
+func (b birth) compare(o birth) int {
+	return cmp.Or(cmp.Compare(b.created, o.created), cmp.Compare(b.key, o.key))
+}
+
 // byAge returns the keys of entries, the oldest first.
 func byAge(entries map[string]subnet.Entry) []string {
-	return slices.SortedFunc(maps.Keys(entries), func(a, b string) int {
-		return cmp.Or(cmp.Compare(entries[a].Created, entries[b].Created), cmp.Compare(a, b))
-	})
+	births := make([]birth, 0, len(entries))
+	for key, e := range entries {
+		births = append(births, birth{e.Created, key})
+	}
+	slices.SortFunc(births, birth.compare)
+	keys := make([]string, len(births))
+	for i, b := range births {
+		keys[i] = b.key
+	}
+	return keys
 }
 
 // sum is one table of a State as the sum of parts. Several parts may add the same entry: it stays until the last is removed.
 type sum[K, V comparable] struct {
 	total  map[K]V
 	extra  map[K]int    // by how many more than one part an entry was added
-	before map[K]was[V] // the entries touched since the last delta, as they were
+	before map[K]was[V] // the entries touched since the last delta, as they were; nil before anybody watches
 }
 
 type was[V comparable] struct {
@@ -256,29 +322,33 @@ type was[V comparable] struct {
 }
 
 func newSum[K, V comparable]() sum[K, V] {
-	return sum[K, V]{map[K]V{}, map[K]int{}, map[K]was[V]{}}
+	return sum[K, V]{total: map[K]V{}, extra: map[K]int{}}
 }
 
+// watch begins what delta returns. A map made anew, because one that was cleared keeps the room of the most it ever held.
+func (s *sum[K, V]) watch() { s.before = map[K]was[V]{} }
+
 func (s *sum[K, V]) touch(k K) {
-	if _, done := s.before[k]; !done {
+	if _, done := s.before[k]; !done && s.before != nil {
 		v, ok := s.total[k]
 		s.before[k] = was[V]{v, ok}
 	}
 }
 
-func (s *sum[K, V]) add(part map[K]V) {
-	for k, v := range part {
-		if _, shared := s.total[k]; shared {
-			s.extra[k]++
+func (s *sum[K, V]) add(part []Row[K, V]) {
+	for _, r := range part {
+		if _, shared := s.total[r.Key]; shared {
+			s.extra[r.Key]++
 			continue
 		}
-		s.touch(k)
-		s.total[k] = v
+		s.touch(r.Key)
+		s.total[r.Key] = r.Value
 	}
 }
 
-func (s *sum[K, V]) remove(part map[K]V) {
-	for k := range part {
+func (s *sum[K, V]) remove(part []Row[K, V]) {
+	for _, r := range part {
+		k := r.Key
 		switch n := s.extra[k]; n {
 		case 0:
 			s.touch(k)
@@ -311,6 +381,6 @@ func (s *sum[K, V]) delta() Delta[K, V] {
 			d.Del[k] = before.value
 		}
 	}
-	s.before = map[K]was[V]{} // not cleared: a map keeps the room of the most it ever held
+	s.watch()
 	return d
 }

@@ -257,10 +257,18 @@ func largePeer(i int, inside bool, version int) subnet.Entry {
 	return entry(int64(1+i), fmt.Sprintf("10.%d.%d.0/24", 1+hi, lo), fmt.Sprintf("%s.%d.%d", underlay, hi, lo), fmt.Sprintf("02:00:00:%02x:%02x:%02x", version, hi, lo))
 }
 
-// A join among ten thousand hosts costs one host's work.
+// A join among ten thousand hosts costs one host's work, also while some of them are rivals.
 func TestPlanUpdateIsCheap(t *testing.T) {
+	rivals := map[string]subnet.Entry{}
+	for _, e := range []subnet.Entry{entry(1, "10.254.1.0/24", "172.31.0.1", "02:00:00:ff:ff:ff"), entry(2, "10.254.2.0/24", "172.31.0.2", "02:00:00:ff:ff:ff")} {
+		rivals[e.Lease.Key()] = e
+	}
 	cost := func(peers int) float64 {
 		p := largePlan(t, peers, false)
+		p.Update(rivals)
+		if len(p.Rejected()) != 1 {
+			t.Fatal(rejections(p))
+		}
 		var versions [2]map[string]subnet.Entry
 		for v := range versions {
 			e := largePeer(7, false, v)

@@ -20,6 +20,7 @@ type vxlan struct {
 	GBP           bool
 	Learning      bool
 	DirectRouting bool
+	device        string
 }
 
 // vxlanData is a vxlan lease's BackendData.
@@ -61,10 +62,8 @@ func newVXLAN(options string) (Backend, []string, error) {
 				Reason: fmt.Sprintf("%d is not within %d and %d%s", limit.value, limit.min, limit.max, limit.hint)}
 		}
 	}
-	return vxlan{uint32(w.VNI), uint16(w.Port), w.MTU, w.GBP, w.Learning, w.DirectRouting}, unknown, nil
+	return vxlan{uint32(w.VNI), uint16(w.Port), w.MTU, w.GBP, w.Learning, w.DirectRouting, fmt.Sprintf("%s.%d", Prefix, w.VNI)}, unknown, nil
 }
-
-func (v vxlan) device() string { return fmt.Sprintf("%s.%d", Prefix, v.VNI) }
 
 // mac is derived from what stays the same as long as peers have reason to send here, so that a device made again has the
 // MAC that peers already know.
@@ -102,33 +101,32 @@ func (v vxlan) Fixed(h Host) (State, error) {
 		return State{}, fmt.Errorf("device %s has MTU %d, which leaves %d inside VXLAN, less than %d: raise it, or choose another with --iface", u.Device, u.MTU, mtu, minMTU)
 	}
 	s := h.common(mtu)
-	s.Links[v.device()] = Link{Kind: KindVXLAN, MAC: v.mac(u), MTU: mtu,
+	s.Links[v.device] = Link{Kind: KindVXLAN, MAC: v.mac(u), MTU: mtu,
 		VXLAN: VXLAN{VNI: v.VNI, Port: v.Port, Local: u.Local.V4, Parent: u.Device, Learning: v.Learning, GBP: v.GBP}}
 	if !v.DirectRouting {
-		s.Firewall.Tunnel = v.device()
+		s.Firewall.Tunnel = v.device
 	}
-	s.Addrs[Addr{v.device(), netip.PrefixFrom(h.Self.Subnet.V4.Addr(), 32)}] = struct{}{}
+	s.Addrs[Addr{v.device, netip.PrefixFrom(h.Self.Subnet.V4.Addr(), 32)}] = struct{}{}
 	return s, nil
 }
 
-func (v vxlan) Peer(h Host, l subnet.Lease) (State, error) {
+func (v vxlan) Peer(h Host, l subnet.Lease) (Part, error) {
 	if err := h.accept(l); err != nil {
-		return State{}, err
+		return Part{}, err
 	}
 	mac, err := v.peerMAC(h, l)
 	if err != nil {
-		return State{}, err
+		return Part{}, err
 	}
 	dst, vtep := l.Subnet.V4, l.Subnet.V4.Addr() // a VTEP's address is the first of its subnet
-	s := NewState()
 	if v.DirectRouting && h.Underlay.reaches(l.PublicIP.V4) {
-		s.Routes[dst] = Route{Via: l.PublicIP.V4, Dev: h.Underlay.Device}
-		return s, nil
+		return Part{Routes: row(dst, Route{Via: l.PublicIP.V4, Dev: h.Underlay.Device})}, nil
 	}
-	s.FDB[FDBKey{v.device(), mac}] = l.PublicIP.V4
-	s.Neighbours[NeighbourKey{v.device(), vtep}] = mac
-	s.Routes[dst] = Route{Via: vtep, Dev: v.device(), OnLink: true}
-	return s, nil
+	return Part{
+		FDB:        row(FDBKey{v.device, mac}, l.PublicIP.V4),
+		Neighbours: row(NeighbourKey{v.device, vtep}, mac),
+		Routes:     row(dst, Route{Via: vtep, Dev: v.device, OnLink: true}),
+	}, nil
 }
 
 // peerMAC checks the vxlan part of l and returns its VTEP's MAC.

@@ -23,7 +23,7 @@ func TestNew(t *testing.T) {
 		{"no backend", ``, defaults, nil},
 		{"no type", `{}`, defaults, nil},
 		{"no options", `{"Type":"VXLAN"}`, defaults, nil},
-		{"all options", `{"Type":"vxlan","VNI":42,"Port":4789,"MTU":9000,"GBP":true,"Learning":true,"DirectRouting":true}`, vxlan{42, 4789, 9000, true, true, true}, nil},
+		{"all options", `{"Type":"vxlan","VNI":42,"Port":4789,"MTU":9000,"GBP":true,"Learning":true,"DirectRouting":true}`, vxlan{42, 4789, 9000, true, true, true, ""}, nil},
 		{"keys in any case", `{"type":"vxlan","vni":42,"directrouting":true}`, vxlan{VNI: 42, Port: 8472, DirectRouting: true}, nil},
 		{"least", `{"VNI":1,"Port":1,"MTU":626}`, vxlan{VNI: 1, Port: 1, MTU: 626}, nil},
 		{"most", `{"VNI":16777215,"Port":65535,"MTU":65535}`, vxlan{VNI: 16777215, Port: 65535, MTU: 65535}, nil},
@@ -35,6 +35,7 @@ func TestNew(t *testing.T) {
 			if test.backend != "" {
 				text = `{"Network":"10.5.0.0/16","Backend":` + test.backend + `}`
 			}
+			test.want.device = fmt.Sprintf("tulle.%d", test.want.VNI)
 			b, unknown, err := New(mustConfig(t, text))
 			if err != nil || b != test.want || !slices.Equal(unknown, test.unknown) {
 				t.Errorf("got  %+v, %q, %v\nwant %+v, %q", b, unknown, err, test.want, test.unknown)
@@ -231,28 +232,25 @@ func FuzzPeer(f *testing.F) {
 	})
 }
 
-func checkPart(t *testing.T, h Host, s State) {
+func checkPart(t *testing.T, h Host, part Part) {
 	t.Helper()
 	own, network := h.Self.Subnet.V4, h.Config.Range.V4.Network
-	for dst := range s.Routes {
-		if !network.Contains(dst.Addr()) || dst.Bits() <= network.Bits() || dst != dst.Masked() {
+	for _, r := range part.Routes {
+		if dst := r.Key; !network.Contains(dst.Addr()) || dst.Bits() <= network.Bits() || dst != dst.Masked() {
 			t.Errorf("route to %s, outside %s", dst, network)
 		}
-		if dst.Overlaps(own) || slices.ContainsFunc(h.Underlay.OnLink, dst.Overlaps) {
-			t.Errorf("route to %s, over our own %s or %v", dst, own, h.Underlay.OnLink)
+		if r.Key.Overlaps(own) || slices.ContainsFunc(h.Underlay.OnLink, r.Key.Overlaps) {
+			t.Errorf("route to %s, over our own %s or %v", r.Key, own, h.Underlay.OnLink)
 		}
 	}
-	for k, dst := range s.FDB {
-		if !k.MAC.Unicast() || !dst.Is4() || dst == h.Underlay.Public.V4 {
-			t.Errorf("fdb %s to %s", k.MAC, dst)
+	for _, r := range part.FDB {
+		if !r.Key.MAC.Unicast() || !r.Value.Is4() || r.Value == h.Underlay.Public.V4 {
+			t.Errorf("fdb %s to %s", r.Key.MAC, r.Value)
 		}
 	}
-	for k, mac := range s.Neighbours {
-		if !network.Contains(k.IP) || own.Contains(k.IP) || !mac.Unicast() {
-			t.Errorf("neighbour %s at %s", k.IP, mac)
+	for _, r := range part.Neighbours {
+		if !network.Contains(r.Key.IP) || own.Contains(r.Key.IP) || !r.Value.Unicast() {
+			t.Errorf("neighbour %s at %s", r.Key.IP, r.Value)
 		}
-	}
-	if len(s.Links)+len(s.Addrs)+len(s.Sysctls) > 0 || s.MTU != 0 || s.Firewall != (Firewall{}) {
-		t.Errorf("a peer has more than FDB, neighbours and routes:\n%s", s)
 	}
 }

@@ -19,8 +19,12 @@ import (
 // nftablesGroup is NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h): every change of a ruleset, whoever makes it.
 const nftablesGroup = 7
 
-// legacyPoll is how often the legacy iptables' tables are looked at, which tell of nothing: one system call for each.
-const legacyPoll = time.Second
+// How often the legacy iptables' tables are looked at, which tell of nothing: one system call for each. Where there are none,
+// somebody has to load them first.
+const (
+	legacyPoll     = time.Second
+	legacyPollNone = 10 * time.Second
+)
 
 // bell rings when the packet filter changed.
 type bell struct {
@@ -89,13 +93,15 @@ func (b *bell) pollLegacy(ctx context.Context) {
 		return
 	}
 	defer unix.Close(b.legacy)
-	tick := time.NewTicker(legacyPoll)
-	defer tick.Stop()
 	for {
+		wait := legacyPoll
+		if len(b.last) == 0 {
+			wait = legacyPollNone
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(wait):
 		}
 		if now := b.legacyTables(); !maps.Equal(now, b.last) {
 			b.last = now
