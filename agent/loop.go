@@ -77,6 +77,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-retry.C:
 			look, retrying = atEverything, true
 		case <-resync.C:
+			releaseMemory()
 			if look = atHost; !time.Now().Before(a.state.due) {
 				look = atEverything
 			}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -92,6 +93,9 @@ func (c *agentCmd) Run(ctx context.Context) error {
 		log.Warn("nothing keeps a second agent from starting on this host", "error", stranger)
 	}
 	options.Grace = c.PeerGrace
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // what is held stays the same for days, and is resident twice by default
+	}
 	a := agent.New(config, etcd.NewStore(options), k, firewall, prometheus.NewRegistry(), log)
 	err = a.Run(ctx)
 	if err == nil {

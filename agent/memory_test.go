@@ -1,0 +1,32 @@
+package agent
+
+import (
+	"runtime"
+	"runtime/debug"
+	"testing"
+)
+
+// What was needed once is given back; at rest nothing is collected for its own sake.
+func TestReleaseMemory(t *testing.T) {
+	stats := func() (m debug.GCStats, kept uint64) {
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		debug.ReadGCStats(&m)
+		return m, s.Sys - s.HeapReleased
+	}
+	_, before := stats()
+	blocks := make([][]byte, 64)
+	for i := range blocks {
+		blocks[i] = make([]byte, 1<<20)
+	}
+	runtime.KeepAlive(blocks)
+	releaseMemory()
+	collected, after := stats()
+	if after > before+spare {
+		t.Errorf("of 64 MiB that are needed no more %d KiB are kept", (after-before)>>10)
+	}
+	releaseMemory()
+	if again, _ := stats(); again.NumGC != collected.NumGC {
+		t.Error("it collects though there is nothing to give back")
+	}
+}
