@@ -103,7 +103,7 @@ func (b *bell) listen(ctx context.Context) error {
 
 // news reports whether a notification is a reason to look: what we did ourselves is none.
 func (b *bell) news(m syscall.NetlinkMessage) bool {
-	return m.Header.Pid != b.self && b.concerns(m.Header.Type, m.Header.Flags, m.Data)
+	return b.concerns(m.Header.Type, m.Header.Flags, m.Data) && m.Header.Pid != b.self // in this order: what is expected is over once it was seen
 }
 
 // deed is a change of a neighbour or an FDB entry. The kernel tells of some of them without saying whose they are

@@ -168,6 +168,7 @@ func TestDoorbellOfOurOwn(t *testing.T) {
 			moved.FDB[key] = netip.MustParseAddr("192.0.2.200")
 		}
 		s.apply(k, few)
+		clear(k.bell.wrote) // nobody has listened yet
 		for _, step := range []struct {
 			what     string
 			from, to backend.State
@@ -184,6 +185,9 @@ func TestDoorbellOfOurOwn(t *testing.T) {
 				if k.bell.news(m) {
 					s.Errorf("%s: would ring for %s, %x", step.what, describeMessage(m), m.Data)
 				}
+			}
+			if n := len(k.bell.wrote); n > 0 {
+				s.Errorf("%s: %d notifications are still expected, which takes memory", step.what, n)
 			}
 		}
 		// What we did once is news if somebody else undoes it, and does it again.
