@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -416,9 +417,20 @@ func (l *Lab) Down() error {
 	names, err := namespaces(l.namespace(""))
 	errs = append(errs, err)
 	for _, name := range names {
-		errs = append(errs, deleteNamespace(name))
+		if !l.othersHave(name) {
+			errs = append(errs, deleteNamespace(name))
+		}
 	}
 	return errors.Join(append(errs, os.RemoveAll(l.Dir()))...)
+}
+
+// othersHave reports whether a namespace is that of a lab whose name begins with ours.
+func (l *Lab) othersHave(namespace string) bool {
+	others, _ := filepath.Glob(l.Dir() + "-*")
+	return slices.ContainsFunc(others, func(dir string) bool {
+		other := Lab{Options: Options{Name: filepath.Base(dir)}}
+		return strings.HasPrefix(namespace, other.namespace(""))
+	})
 }
 
 func (l *Lab) save() error {
