@@ -49,6 +49,12 @@ test-all: ## all tests, make soak, and the tests that set the clock, in a virtua
 	@e2e/prepare vm
 	e2e/vm 'TestClock$$'
 
+.PHONY: bench-data
+bench-data: ## measure what the overlay costs packets, and what offloads are worth, for 15 minutes: two tables, bin/bench-data.json (needs root)
+	@e2e/prepare bench
+	@$(MAKE) --no-print-directory build
+	@go run ./e2e/bench/data --json bin/bench-data.json $(ARGS)
+
 .PHONY: lint
 lint: ## check format, vet, and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }
