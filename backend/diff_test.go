@@ -1,11 +1,14 @@
 package backend
 
 import (
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"testing"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // clone copies a State's tables.
@@ -97,5 +100,26 @@ func TestChangesCount(t *testing.T) {
 	got := Diff(have, want).Count()
 	if want := map[string]int{"link": 1, "address": 2, "route": 1, "sysctl": 1}; !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// BenchmarkDiff measures a full compare that finds nothing, and one that finds a peer with another MAC.
+func BenchmarkDiff(b *testing.B) {
+	plan := largePlan(b, 10_000, false)
+	have := clone(plan.State())
+	for _, changes := range []int{0, 1} {
+		b.Run(fmt.Sprintf("peers=10000,changed=%d", changes), func(b *testing.B) {
+			for i := range changes {
+				e := largePeer(i, false, 1)
+				plan.Update(map[string]subnet.Entry{e.Lease.Key(): e})
+			}
+			want := plan.State()
+			b.ReportAllocs()
+			for b.Loop() {
+				if n := Diff(have, want).FDB.Len(); n != 2*changes {
+					b.Fatalf("%d FDB entries differ", n)
+				}
+			}
+		})
 	}
 }

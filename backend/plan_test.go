@@ -291,15 +291,17 @@ func TestPlanUpdateIsCheap(t *testing.T) {
 func BenchmarkNewPlan(b *testing.B) {
 	for _, bench := range []struct {
 		name   string
+		peers  int
 		inside bool
 		extra  subnet.Entry
 	}{
-		{name: "peers=10000"},
-		{name: "peers=10000,underlay-inside-network", inside: true},
-		{name: "peers=10000,one-smaller-subnet", extra: entry(1, "10.254.1.128/25", "172.31.0.1", "02:00:00:ff:ff:ff")},
+		{name: "peers=1000", peers: 1000},
+		{name: "peers=10000", peers: 10_000},
+		{name: "peers=10000,underlay-inside-network", peers: 10_000, inside: true},
+		{name: "peers=10000,one-smaller-subnet", peers: 10_000, extra: entry(1, "10.254.1.128/25", "172.31.0.1", "02:00:00:ff:ff:ff")},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			p, entries := largePlan(b, 0, false), largeEntries(10_000, bench.inside)
+			p, entries := largePlan(b, 0, false), largeEntries(bench.peers, bench.inside)
 			if bench.extra != (subnet.Entry{}) {
 				entries[bench.extra.Lease.Key()] = bench.extra
 			}
@@ -342,5 +344,23 @@ func BenchmarkUpdate(b *testing.B) {
 				p.Update(versions[i%2])
 			}
 		})
+	}
+}
+
+// BenchmarkBurst measures four thousand hosts that join ten thousand in one Update, and leave again.
+func BenchmarkBurst(b *testing.B) {
+	p := largePlan(b, 10_000, false)
+	joined, left := map[string]subnet.Entry{}, map[string]subnet.Entry{}
+	for i := range 4000 {
+		e := largePeer(10_000+i, false, 0)
+		joined[e.Lease.Key()], left[e.Lease.Key()] = e, subnet.Entry{}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, changed := range []map[string]subnet.Entry{joined, left} {
+			if n := p.Update(changed).Routes.Len(); n != len(changed) {
+				b.Fatalf("%d routes changed", n)
+			}
+		}
 	}
 }

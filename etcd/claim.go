@@ -67,7 +67,7 @@ func (s *session) ask(ctx context.Context, key string, want subnet.Request) erro
 	case now.Before(s.contest.until):
 		return s.contest.text
 	}
-	r.value = withClaimant(r.value, s.store.name)
+	r.value = withClaimant(r.text(), s.store.name)
 	revision, err := s.rewrite(ctx, key, r.modified, r.value, r.lease)
 	if err != nil {
 		return err

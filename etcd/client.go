@@ -4,6 +4,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -16,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -171,6 +173,12 @@ func (c *Client) Close() error { return c.etcd.Close() }
 func (c *Client) configKey() string           { return c.prefix + "/config" }
 func (c *Client) subnetsPrefix() string       { return c.prefix + "/subnets/" }
 func (c *Client) subnetKey(key string) string { return c.subnetsPrefix() + key }
+
+// leaseKey is a key's name below subnets/, without what would keep the whole of it in memory.
+func (c *Client) leaseKey(kv *mvccpb.KeyValue) (string, bool) {
+	key, ok := bytes.CutPrefix(kv.Key, []byte(c.subnetsPrefix()))
+	return string(key), ok
+}
 
 // call bounds one call's time.
 func call(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -52,7 +51,7 @@ type Fleet struct {
 
 	mu        sync.Mutex
 	stats     FleetStats
-	subnets   subnetPool
+	subnets   *subnet.Pool
 	addresses addressPool
 	hosts     []fleetHost                    // that have joined, the oldest first
 	leases    map[clientv3.LeaseID]time.Time // granted and not yet revoked, and when their keys were sent
@@ -135,15 +134,14 @@ func (f *Fleet) look(ctx context.Context) error {
 		r := readRecord(key, kv)
 		view.records[key], held[r.entry.Lease.PublicIP.V4] = r, true
 	}
-	taken := view.taken(want)
-	if free := f.Range.Free(taken); free < uint64(f.Leases) {
+	f.subnets = f.Range.Pool(view.taken(want))
+	if free := f.subnets.Len(); free < uint64(f.Leases) {
 		return fmt.Errorf("only %d more hosts fit, not %d: %w", free, f.Leases, view.full(want, errFull))
 	}
 	f.addresses = newAddressPool(held)
 	if n := f.addresses.free(); n < f.Leases {
 		return fmt.Errorf("at most %d hosts can be simulated: there are no more addresses in %s", n, fleetAddresses)
 	}
-	f.subnets = newSubnetPool(f.Range, taken)
 	return nil
 }
 
@@ -269,17 +267,18 @@ func (f *Fleet) register() error {
 func (f *Fleet) claim(want subnet.Request, id clientv3.LeaseID) error {
 	for {
 		f.mu.Lock()
-		p, ok := f.subnets.take()
+		subnets, err := choose(want, subnet.PairOf(subnet.IPv4, f.subnets))
+		f.subnets.Take(subnets.V4)
 		f.mu.Unlock()
-		if !ok {
-			return fmt.Errorf("%w: other hosts have taken what was free; enlarge the network (tulle config set)", errFull)
+		if err != nil {
+			return fmt.Errorf("%w: other hosts have taken what was free; enlarge the network (tulle config set)", err)
 		}
-		l, sent := want.Lease(subnet.PairOf(subnet.IPv4, p)), f.sending(id)
+		l, sent := want.Lease(subnets), f.sending(id)
 		revision, _, err := f.calls.claimFree(context.Background(), want, l, id)
 		if err != nil {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			f.subnets.giveBack(p)
+			f.subnets.Return(subnets.V4)
 			return err
 		}
 		if revision != 0 {
@@ -324,7 +323,7 @@ func (f *Fleet) depart(h fleetHost) error {
 	}
 	h.stop()
 	f.mu.Lock()
-	f.subnets.giveBack(h.granted.Subnet.V4)
+	f.subnets.Return(h.granted.Subnet.V4)
 	f.addresses.giveBack(h.granted.PublicIP.V4)
 	f.mu.Unlock()
 	if err := f.revoke(h.lease); err != nil {
@@ -474,47 +473,6 @@ func (f *Fleet) count(change func(s *FleetStats)) {
 func (f *Fleet) failed(err error) {
 	text := f.client.explain(err).Error()
 	f.count(func(s *FleetStats) { s.Errors, s.LastError = s.Errors+1, text })
-}
-
-// subnetPool hands out a range's subnets in turn, so that one given back is not soon another host's. Range.Pick takes a
-// millisecond among ten thousand subnets: real hosts each spend their own, here etcd would wait for it.
-type subnetPool struct {
-	of    subnet.Range
-	taken map[netip.Prefix]bool
-	next  netip.Prefix
-}
-
-// newSubnetPool returns a pool without what overlaps taken, of which nothing is larger than a subnet (Range.Admits).
-func newSubnetPool(r subnet.Range, taken []netip.Prefix) subnetPool {
-	pool := subnetPool{r, map[netip.Prefix]bool{}, netip.PrefixFrom(r.Min, r.SubnetLen)}
-	for _, p := range taken {
-		pool.taken[netip.PrefixFrom(p.Addr(), r.SubnetLen).Masked()] = true
-	}
-	return pool
-}
-
-func (s *subnetPool) take() (netip.Prefix, bool) {
-	for range s.of.Len() {
-		p := s.next
-		s.next = following(p)
-		if !s.of.Contains(s.next) {
-			s.next = netip.PrefixFrom(s.of.Min, s.of.SubnetLen)
-		}
-		if !s.taken[p] {
-			s.taken[p] = true
-			return p, true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
-func (s *subnetPool) giveBack(p netip.Prefix) { delete(s.taken, p) }
-
-// following is the IPv4 subnet after p.
-func following(p netip.Prefix) netip.Prefix {
-	a := p.Addr().As4()
-	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+1<<(32-p.Bits()))
-	return netip.PrefixFrom(netip.AddrFrom4(a), p.Bits())
 }
 
 // addressPool hands out fleetAddresses in turn.

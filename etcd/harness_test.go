@@ -155,6 +155,25 @@ func (n *network) keys() map[string]stored {
 	return keys
 }
 
+// fill writes as many of the network's subnets as are to be taken, each for a host of its own.
+func (n *network) fill(r subnet.Range, taken int) {
+	n.t.Helper()
+	var puts []clientv3.Op
+	for pool, a, id := r.Pool(nil), netip.MustParseAddr("172.16.0.0"), n.grant(); taken > 0; taken-- {
+		a = a.Next()
+		p, _ := pool.Pick(a.String())
+		pool.Take(p)
+		name := n.options.Prefix + "/subnets/" + subnet.FormatKey(subnet.PairOf(subnet.IPv4, p))
+		if puts = append(puts, clientv3.OpPut(name, value(a.String()), clientv3.WithLease(id))); len(puts) < 128 && taken > 1 {
+			continue
+		}
+		if _, err := n.raw.Txn(n.t.Context()).Then(puts...).Commit(); err != nil {
+			n.t.Fatal(err)
+		}
+		puts = nil
+	}
+}
+
 func (n *network) release(p string) {
 	n.t.Helper()
 	if _, err := n.client().Release(n.t.Context(), netip.MustParsePrefix(p)); err != nil {
@@ -180,21 +199,31 @@ func (n *network) node(o ...grpc.DialOption) *node {
 }
 
 func start(t *testing.T, o Options) *node {
-	ctx, cancel := context.WithCancel(context.Background())
+	h := prepare(t, o)
+	h.run()
+	return h
+}
+
+// prepare returns a Store that does not run yet.
+func prepare(t *testing.T, o Options) *node {
 	h := &node{Store: NewStore(o), t: t, entries: map[string]subnet.Entry{}}
 	if o.Grace == 0 { // few tests have a holder that must find the time to answer
 		h.answerWait = 100 * time.Millisecond
 	}
+	return h
+}
+
+func (h *node) run() {
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- h.Run(ctx) }()
 	h.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
+			h.t.Errorf("Run: %v", err)
 		}
 	})
-	t.Cleanup(h.stop)
-	return h
+	h.t.Cleanup(h.stop)
 }
 
 // join runs a Store that wants what r says, and waits until it holds a lease.
@@ -282,7 +311,7 @@ const (
 	narrow = `{"Network":"10.5.0.0/22"}` // 10.5.1.0/24, 10.5.2.0/24, 10.5.3.0/24
 )
 
-// calls counts RPCs by name.
+// calls counts RPCs by name, "KeepAlive" for each message that renews and "Event" for each that a watch tells.
 type calls struct {
 	mu     sync.Mutex
 	n      map[string]int
@@ -295,13 +324,17 @@ func (c *calls) lists() int {
 	return c.listed
 }
 
-func (c *calls) count(method string) {
+func (c *calls) count(method string) { c.add(filepath.Base(method), 1) }
+
+func (c *calls) add(what string, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.n == nil {
 		c.n = map[string]int{}
 	}
-	c.n[filepath.Base(method)]++
+	if n > 0 {
+		c.n[what] += n
+	}
 }
 
 func (c *calls) counted() map[string]int {
@@ -327,9 +360,30 @@ func (c *calls) dial() []grpc.DialOption {
 		}),
 		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
 			c.count(method)
-			return stream(ctx, desc, cc, method, o...)
+			s, err := stream(ctx, desc, cc, method, o...)
+			return countedStream{s, c}, err
 		}),
 	}
+}
+
+type countedStream struct {
+	grpc.ClientStream
+	calls *calls
+}
+
+func (s countedStream) SendMsg(m any) error {
+	if _, ok := m.(*etcdserverpb.LeaseKeepAliveRequest); ok {
+		s.calls.add("KeepAlive", 1)
+	}
+	return s.ClientStream.SendMsg(m)
+}
+
+func (s countedStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if r, ok := m.(*etcdserverpb.WatchResponse); ok && err == nil {
+		s.calls.add("Event", len(r.Events))
+	}
+	return err
 }
 
 // brokenWatch swallows what the watch tells next, and has etcd cancel it in its place.

@@ -238,7 +238,7 @@ func (s *session) writeBack(ctx context.Context, left time.Duration) error {
 				lease = clientv3.NoLease
 			}
 			puts = append(puts, clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.Version(name), "=", 0)},
-				[]clientv3.Op{clientv3.OpPut(name, r.value, clientv3.WithLease(lease))}, nil))
+				[]clientv3.Op{clientv3.OpPut(name, r.text(), clientv3.WithLease(lease))}, nil))
 		}
 		if _, err := s.client.etcd.Txn(ctx).Then(puts...).Commit(); err != nil {
 			return err

@@ -41,6 +41,7 @@ func (s *session) hold(ctx context.Context) time.Duration {
 		return 0
 	}
 	err, contested := s.acquire(ctx, *want), contestError("")
+	s.waits = errors.Is(err, errFull) || errors.As(err, &contested)
 	wait := max(0, time.Until(s.contest.until))
 	switch {
 	case err == nil:
@@ -143,16 +144,10 @@ func (s *session) acquire(ctx context.Context, want subnet.Request) error {
 	}
 	want.Previous, want.Revision = s.own.granted.Subnet, 0 // our containers have addresses there
 	s.drop()
-	if keys := s.earlier(want); serving && (len(keys) == 0 || !s.records[keys[0]].entry.Reserved) && s.free(want) {
+	if keys := s.earlier(want); serving && (len(keys) == 0 || !s.records[keys[0]].entry.Reserved) && again(want, s.free(want)) {
 		return s.create(ctx, want)
 	}
 	return s.find(ctx, want)
-}
-
-// free reports whether the subnets that were held before can be had again.
-func (s *session) free(want subnet.Request) bool {
-	subnets, err := choose(want, s.taken(want))
-	return err == nil && subnets == want.Previous
 }
 
 // find leases a subnet for a host that holds none.
@@ -162,7 +157,7 @@ func (s *session) find(ctx context.Context, want subnet.Request) error {
 		return s.create(ctx, want)
 	}
 	r := s.records[keys[0]]
-	known := r.modified == want.Revision && r.entry.Lease.Subnet == want.Previous
+	known := r.modified == want.Revision && r.entry.Lease.Subnet == want.Previous || r.lease != clientv3.NoLease && r.lease == s.attempt.lease
 	if waiting := r.entry.Reserved && r.entry.Lease.Idle(); !known && !waiting {
 		return s.ask(ctx, keys[0], want)
 	}
@@ -252,7 +247,7 @@ func (s *session) adopt(ctx context.Context, key string, want subnet.Request, id
 		subnets = s.own.granted.Subnet // also if what is stored can't be read any more
 	}
 	granted := want.Lease(subnets)
-	if value := string(granted.MarshalValue()); value != r.value || id != r.lease {
+	if value := string(granted.MarshalValue()); value != r.text() || id != r.lease {
 		revision, err := s.rewrite(ctx, key, r.modified, value, id)
 		if err != nil {
 			return err
@@ -322,11 +317,55 @@ func (s *session) rewrite(ctx context.Context, key string, seen int64, value str
 	return done.Header.Revision, nil
 }
 
+// attempt is what was tried to hold. If the call took too long it may have been done all the same: the next try is the same
+// again, so that it finds out, and an etcd that is slow has no more to do for it.
+type attempt struct {
+	subnets subnet.Pair[netip.Prefix]
+	lease   clientv3.LeaseID
+	ttl     time.Duration
+}
+
 // create leases a free subnet. Each try is one transaction; one that loses to another host learns from it what has been
 // taken meanwhile, so the next does not choose from an old view.
 func (s *session) create(ctx context.Context, want subnet.Request) error {
-	taken := s.taken(want)
-	subnets, err := choose(want, taken)
+	free := s.free(want)
+	if s.attempt.lease == clientv3.NoLease || !serves(s.attempt.subnets, want) {
+		if err := s.attemptAnew(ctx, want, free); err != nil {
+			return err
+		}
+	}
+	for {
+		try := s.attempt
+		granted := want.Lease(try.subnets)
+		revision, others, err := s.claimFree(ctx, want, granted, try.lease)
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) { // it was not used for too long
+			s.attempt = attempt{}
+		}
+		if err != nil {
+			return err
+		}
+		if revision != 0 {
+			s.keep(holding{key: granted.Key(), created: revision, modified: revision, lease: try.lease, granted: granted, ttl: try.ttl})
+			return nil
+		}
+		for f, pool := range free.All() {
+			pool.Take(try.subnets.Of(f))
+			for _, p := range others {
+				pool.Take(p)
+			}
+		}
+		if s.attempt.subnets, err = choose(want, free); err != nil {
+			return errors.Join(s.full(want, err), s.giveUp(ctx))
+		}
+	}
+}
+
+// attemptAnew chooses what to try to hold, in place of what was tried before.
+func (s *session) attemptAnew(ctx context.Context, want subnet.Request, free subnet.Pair[*subnet.Pool]) error {
+	if err := s.giveUp(ctx); err != nil {
+		return err
+	}
+	subnets, err := choose(want, free)
 	if err != nil {
 		return s.full(want, err)
 	}
@@ -334,68 +373,69 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 	if err != nil {
 		return err
 	}
-	for {
-		granted := want.Lease(subnets)
-		revision, others, err := s.claimFree(ctx, want, granted, id)
-		if err != nil {
-			return errors.Join(err, s.revoke(ctx, id))
-		}
-		if revision != 0 {
-			s.keep(holding{key: granted.Key(), created: revision, modified: revision, lease: id, granted: granted, ttl: ttl})
-			return nil
-		}
-		for _, p := range subnets.All() {
-			taken = append(taken, p)
-		}
-		if subnets, err = choose(want, append(taken, others...)); err != nil {
-			return errors.Join(s.full(want, err), s.revoke(ctx, id))
-		}
+	s.attempt = attempt{subnets, id, ttl}
+	return nil
+}
+
+// giveUp takes back what was tried, whether it was done or not.
+func (s *session) giveUp(ctx context.Context) error {
+	if s.attempt.lease == clientv3.NoLease {
+		return nil
 	}
+	err := s.revoke(ctx, s.attempt.lease)
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return err
+	}
+	s.attempt = attempt{}
+	return nil
+}
+
+// free are the subnets that can be had.
+func (s *session) free(want subnet.Request) (free subnet.Pair[*subnet.Pool]) {
+	taken := s.taken(want)
+	for f, r := range want.Range.All() {
+		*free.At(f) = r.Pool(taken)
+	}
+	return free
 }
 
 // taken are the addresses that can't be had.
 func (s *session) taken(want subnet.Request) []netip.Prefix {
-	taken := slices.Clone(want.Exclude)
-	for key, r := range s.records {
-		taken = append(taken, claims(want, key, r)...)
-	}
-	for key, r := range s.past.peers {
-		taken = append(taken, claims(want, key, r)...)
+	taken := slices.Grow(slices.Clone(want.Exclude), len(s.records)+len(s.past.peers))
+	for _, records := range []map[string]record{s.records, s.past.peers} {
+		for key, r := range records {
+			taken = claims(taken, want, key, r.entry.Lease)
+		}
 	}
 	return taken
 }
 
-// claims are the addresses that a stored key takes: its subnets, if the network has such, and its host's public address,
-// which may lie inside the network. A key that claims the whole network claims nothing.
-func claims(want subnet.Request, key string, r record) []netip.Prefix {
-	subnets, err := subnet.ParseKey(key)
-	if err != nil {
-		return nil
+// claims appends to taken the addresses that a stored key takes: its subnets, and its host's public address, if the network
+// has such. A key that claims the whole network claims nothing, and one whose value can't be read claims its subnets.
+func claims(taken []netip.Prefix, want subnet.Request, key string, l subnet.Lease) []netip.Prefix {
+	if l.Subnet == (subnet.Pair[netip.Prefix]{}) {
+		l.Subnet, _ = subnet.ParseKey(key) // a key that can't be read either has none
 	}
-	var taken []netip.Prefix
-	for f, p := range subnets.All() {
+	for f, p := range l.Subnet.All() {
 		if want.Range.Of(f).Admits(p) {
 			taken = append(taken, p)
 		}
 	}
-	for _, a := range r.entry.Lease.PublicIP.All() {
-		taken = append(taken, netip.PrefixFrom(a, a.BitLen()))
+	for f, a := range l.PublicIP.All() {
+		if want.Range.Of(f).Network.Contains(a) {
+			taken = append(taken, netip.PrefixFrom(a, a.BitLen()))
+		}
 	}
 	return taken
 }
 
 // choose picks the subnets to try: what the host had before, if it is free, or else what its address hashes to.
-func choose(want subnet.Request, taken []netip.Prefix) (subnet.Pair[netip.Prefix], error) {
-	free := serves(want.Previous, want)
-	for _, p := range want.Previous.All() {
-		free = free && !slices.ContainsFunc(taken, p.Overlaps)
-	}
-	if free {
+func choose(want subnet.Request, free subnet.Pair[*subnet.Pool]) (subnets subnet.Pair[netip.Prefix], err error) {
+	if again(want, free) {
 		return want.Previous, nil
 	}
-	var subnets subnet.Pair[netip.Prefix]
-	for f, r := range want.Range.All() {
-		p, ok := r.Pick(fmt.Sprint(want.PublicIP), taken)
+	for f, pool := range free.All() {
+		p, ok := pool.Pick(fmt.Sprint(want.PublicIP))
 		if !ok {
 			return subnets, errFull
 		}
@@ -404,12 +444,21 @@ func choose(want subnet.Request, taken []netip.Prefix) (subnet.Pair[netip.Prefix
 	return subnets, nil
 }
 
+// again reports whether the host can have what it had before.
+func again(want subnet.Request, free subnet.Pair[*subnet.Pool]) bool {
+	ok := serves(want.Previous, want)
+	for f, p := range want.Previous.All() {
+		ok = ok && free.Of(f).Has(p)
+	}
+	return ok
+}
+
 // full says how full the network is.
 func (s *session) full(want subnet.Request, err error) error {
 	leased, reserved := 0, 0
 	for key, r := range s.records {
 		switch {
-		case len(claims(want, key, r)) == 0: // takes nothing
+		case len(claims(nil, want, key, r.entry.Lease)) == 0: // takes nothing
 		case r.entry.Reserved:
 			reserved++
 		default:
@@ -423,8 +472,9 @@ func (s *session) full(want subnet.Request, err error) error {
 	return fmt.Errorf("%w: %d leased and %d reserved of %d; release some (tulle lease ls) or enlarge the network (tulle config set)", err, leased, reserved, total)
 }
 
-// claimFree writes a key that must not exist, and returns the revision, or 0 and what others hold by now. The IPv4 subnet must
-// be free with whatever IPv6 subnet it is paired.
+// claimFree writes a key that must not exist, and returns the revision, or 0 and what others hold that we don't know of yet. The
+// IPv4 subnet must be free with whatever IPv6 subnet it is paired. A call that is made again after it took too long is not
+// done again.
 func (s *session) claimFree(ctx context.Context, want subnet.Request, l subnet.Lease, id clientv3.LeaseID) (int64, []netip.Prefix, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
@@ -436,7 +486,8 @@ func (s *session) claimFree(ctx context.Context, want subnet.Request, l subnet.L
 	}
 	done, err := s.client.etcd.Txn(ctx).If(absent...).
 		Then(clientv3.OpPut(name, string(l.MarshalValue()), clientv3.WithLease(id))).
-		Else(clientv3.OpGet(s.client.subnetsPrefix(), clientv3.WithPrefix(), clientv3.WithKeysOnly())).
+		Else(clientv3.OpGet(name), // keys only come without their lease
+			clientv3.OpGet(s.client.subnetsPrefix(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithMinCreateRev(s.history.revision+1))).
 		Commit()
 	switch {
 	case err != nil:
@@ -444,9 +495,14 @@ func (s *session) claimFree(ctx context.Context, want subnet.Request, l subnet.L
 	case done.Succeeded:
 		return done.Header.Revision, nil, nil
 	}
-	var others []netip.Prefix
 	for _, kv := range done.Responses[0].GetResponseRange().Kvs {
-		others = append(others, claims(want, string(kv.Key[len(s.client.subnetsPrefix()):]), record{})...)
+		if id != clientv3.NoLease && kv.Lease == int64(id) { // an earlier call was done, and we were not told
+			return kv.ModRevision, nil, nil
+		}
+	}
+	var others []netip.Prefix
+	for _, kv := range done.Responses[1].GetResponseRange().Kvs {
+		others = claims(others, want, string(kv.Key[len(s.client.subnetsPrefix()):]), subnet.Lease{})
 	}
 	return 0, others, nil
 }
@@ -469,7 +525,7 @@ func (s *session) keep(h holding) {
 	}
 	if r := s.records[h.key]; r.modified < h.modified {
 		r = record{entry: subnet.Entry{Lease: h.granted, Created: h.created, Reserved: h.lease == clientv3.NoLease},
-			modified: h.modified, lease: h.lease, value: string(h.granted.MarshalValue())}
+			modified: h.modified, lease: h.lease}
 		s.records[h.key] = r
 		s.store.publish(func(u *subnet.Update) {
 			s.own = h // the reader must not take its own lease for a peer's
@@ -477,7 +533,7 @@ func (s *session) keep(h holding) {
 			u.Leases[h.key] = r.entry
 		})
 	}
-	s.own, s.lost, s.reclaim = h, false, false
+	s.own, s.lost, s.reclaim, s.attempt = h, false, false, attempt{}
 	if renewing {
 		return
 	}

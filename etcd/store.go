@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -138,7 +139,15 @@ type record struct {
 	entry    subnet.Entry
 	modified int64 // revision of the last change
 	lease    clientv3.LeaseID
-	value    string
+	value    string // if that is not how entry.Lease is written, which it nearly always is
+}
+
+// text is what is stored, byte for byte.
+func (r record) text() string {
+	if r.value == "" && r.entry.Err == nil {
+		return string(r.entry.Lease.MarshalValue())
+	}
+	return r.value
 }
 
 // session is what the Store knows of etcd, and the lease that it holds, from one connection to the next. It is one
@@ -155,7 +164,9 @@ type session struct {
 	retry   pause // between connections
 
 	own       holding
-	lost      bool  // it is known that nothing is held
+	lost      bool // it is known that nothing is held
+	waits     bool // for somebody to leave
+	attempt   attempt
 	reclaim   bool  // what is held is ours, whoever has it in etcd's new history
 	claim     claim // of a key that may be ours
 	contest   contest
@@ -196,11 +207,23 @@ func (s *session) run(ctx context.Context) error {
 	return client.explain(err)
 }
 
-// follow folds what the watch tells, and looks after the lease.
+// follow folds what the watch tells, and looks after the lease. A host that has none gets one first: where a thousand start
+// together, etcd then tells each in one message who else has joined, not all in a thousand.
 func (s *session) follow(ctx context.Context) error {
+	if s.own.key == "" {
+		select {
+		case <-ctx.Done():
+		case <-s.store.wanted:
+		case <-time.After(firstWant):
+		}
+	}
+	again := s.hold(ctx)
 	watch := s.client.etcd.Watch(clientv3.WithRequireLeader(ctx), s.client.prefix+"/", clientv3.WithPrefix(),
 		clientv3.WithRev(s.history.revision+1), clientv3.WithProgressNotify())
-	hold, probe := time.NewTimer(0), time.NewTimer(probeEvery())
+	hold, probe := time.NewTimer(again), time.NewTimer(probeEvery())
+	if again == 0 {
+		hold.Stop()
+	}
 	defer hold.Stop()
 	defer probe.Stop()
 	for {
@@ -240,6 +263,9 @@ func (s *session) follow(ctx context.Context) error {
 	}
 }
 
+// firstWant is for how long a request is waited for: who asks has to read the config, which takes a few milliseconds.
+const firstWant = 100 * time.Millisecond
+
 // errMoved says that this host's address changed. A connection that was made from the old one may hang, and would for
 // seconds: a new one is made at once.
 var errMoved = errors.New("the host's address changed")
@@ -267,9 +293,9 @@ func (s *session) list(ctx context.Context) error {
 		return err
 	}
 	var config subnet.StoredConfig
-	records := map[string]record{}
+	records := make(map[string]record, len(list.Kvs))
 	for _, kv := range list.Kvs {
-		key, isLease := strings.CutPrefix(string(kv.Key), s.client.subnetsPrefix())
+		key, isLease := s.client.leaseKey(kv)
 		switch {
 		case isLease:
 			records[key] = readRecord(key, kv)
@@ -284,7 +310,7 @@ func (s *session) list(ctx context.Context) error {
 	s.history = history{list.Header.ClusterId, list.Header.RaftTerm, list.Header.Revision}
 	s.past.settle(s.records)
 	s.leaving = leaving{}
-	leases := map[string]subnet.Entry{}
+	leases := make(map[string]subnet.Entry, len(s.records))
 	for key, r := range s.records {
 		leases[key] = r.entry
 	}
@@ -314,11 +340,11 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 	s.store.publish(func(u *subnet.Update) {
 		u.Revision = revision
 		for _, e := range events {
-			key, isLease := strings.CutPrefix(string(e.Kv.Key), s.client.subnetsPrefix())
+			key, isLease := s.client.leaseKey(e.Kv)
 			switch {
 			case isLease && e.Kv.ModRevision < s.records[key].modified: // of before our own last write
 			case isLease && e.Type == clientv3.EventTypeDelete:
-				concerned = concerned || key == s.own.key || s.own.key == "" // one that is gone is one that is free
+				concerned = concerned || key == s.own.key || s.waits // one that is gone is one that is free
 				delete(s.records, key)
 				if !s.past.keeps(key, record{}) {
 					s.leaving.add(key)
@@ -343,10 +369,14 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 
 func readRecord(key string, kv *mvccpb.KeyValue) record {
 	l, err := subnet.ParseLease(key, kv.Value)
-	return record{
+	r := record{
 		entry:    subnet.Entry{Lease: l, Created: kv.CreateRevision, Reserved: kv.Lease == 0, Err: err},
-		modified: kv.ModRevision, lease: clientv3.LeaseID(kv.Lease), value: string(kv.Value),
+		modified: kv.ModRevision, lease: clientv3.LeaseID(kv.Lease),
 	}
+	if err != nil || !bytes.Equal(l.MarshalValue(), kv.Value) {
+		r.value = string(kv.Value)
+	}
+	return r
 }
 
 func readConfig(kv *mvccpb.KeyValue) subnet.StoredConfig {

@@ -137,6 +137,30 @@ func TestParseLeaseRejects(t *testing.T) {
 	}
 }
 
+// What is stored nearly always must not take the long way.
+func TestParseUsual(t *testing.T) {
+	t.Parallel()
+	for _, test := range flannelLeases {
+		got, ok := parseUsual(test.want.Subnet, []byte(test.value))
+		if want := test.name == "vxlan" || test.name == "extension"; ok != want || ok && got != test.want {
+			t.Errorf("%s: got %+v, %t", test.name, got, ok)
+		}
+	}
+	for _, value := range []string{
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":null}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI": 1}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},"TulleClaim":"web-1"}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"VXLAN","BackendData":{"VNI":1}}`,
+		`{"PublicIP":"0.0.0.0","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
+		`{"PublicIP":"fd00::1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
+	} {
+		if got, ok := parseUsual(subnets("10.5.65.0/24"), []byte(value)); ok {
+			t.Errorf("%s: got %+v", value, got)
+		}
+	}
+}
+
 func checkReject(t *testing.T, err error, reason Reason, detail string) {
 	t.Helper()
 	var r *Reject
@@ -301,6 +325,7 @@ func FuzzParseLease(f *testing.F) {
 	for _, l := range flannelLeases {
 		f.Add(l.key, []byte(l.value))
 	}
+	f.Add("10.5.65.0-24", []byte(`{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"a","BackendData":1},"BackendType":"b","BackendData":2}`))
 	for _, value := range []string{``, `null`, `[]`, `{}`, `{"PublicIP":"fd00::1"}`, `{"PublicIPv6":"::ffff:1.2.3.4"}`, `{"PublicIP":"1.2.3.4","BackendData":"<\u2028&>"}`,
 		`{"publicip":"1.2.3.4","PublicIP":null}`, `{"PublicIP":"1.2.3.4","BackendData":null,"BackendV6Data": [ 1e5 ]}`} {
 		f.Add("10.5.65.0-24", []byte(value))
@@ -319,6 +344,9 @@ func FuzzParseLease(f *testing.F) {
 		if l.Key() != key {
 			t.Errorf("key %q", l.Key())
 		}
+		if slow, err := ParseLease(key, append(value[:len(value):len(value)], ' ')); len(value) < maxValue && (slow != l || err != nil) {
+			t.Errorf("got %+v, and %+v, %v by encoding/json", l, slow, err)
+		}
 		again := l.MarshalValue()
 		if len(again) > maxValue {
 			return // a long backend type, each of its broken bytes now three
@@ -330,13 +358,16 @@ func FuzzParseLease(f *testing.F) {
 }
 
 func BenchmarkParseLease(b *testing.B) {
-	l := flannelLeases[0]
-	value := []byte(l.value)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := ParseLease(l.key, value); err != nil {
-			b.Fatal(err)
-		}
+	for _, l := range flannelLeases[:2] {
+		b.Run(l.name, func(b *testing.B) {
+			value := []byte(l.value)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := ParseLease(l.key, value); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
