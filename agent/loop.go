@@ -21,6 +21,7 @@ const (
 	resyncEvery = 30 * time.Second // a look at what rings no bell: files, sysctls; and at everything, if that is cheap
 	lookRest    = 5000             // times as long as a look at everything took it is rested from: it costs the same however many peers there are
 	lookAtLeast = 10 * time.Minute // however long it takes
+	calmAfter   = 5 * time.Second  // without a pass, it is time to give back memory
 	retryMax    = 15 * time.Second
 	talkative   = 8 // so many changed peers get a log line each; more get one together
 )
@@ -59,7 +60,7 @@ func (a *Agent) loop(ctx context.Context) error {
 	defer resync.Stop()
 	retry := time.NewTimer(0)
 	retry.Stop()
-	tries, rest := 0, time.NewTimer(0)
+	tries, rest, calm := 0, time.NewTimer(0), time.NewTimer(calmAfter)
 	for {
 		var look scope
 		retrying := tries == 0
@@ -76,8 +77,10 @@ func (a *Agent) loop(ctx context.Context) error {
 			look = atEverything
 		case <-retry.C:
 			look, retrying = atEverything, true
-		case <-resync.C:
+		case <-calm.C:
 			releaseMemory()
+			continue
+		case <-resync.C:
 			if look = atHost; !time.Now().Before(a.state.due) {
 				look = atEverything
 			}
@@ -95,7 +98,8 @@ func (a *Agent) loop(ctx context.Context) error {
 			retry.Stop()
 			tries = 0
 		}
-		rest.Reset(min(max(10*time.Millisecond, time.Since(started)), time.Second)) // a host that was suspended meanwhile has rested
+		rest.Reset(min(max(look.rest(), time.Since(started)), time.Second)) // a host that was suspended meanwhile has rested
+		calm.Reset(calmAfter)
 	}
 }
 
@@ -114,6 +118,15 @@ const (
 	atHost                  // all that no peer has a part in
 	atEverything
 )
+
+// rest is for how long the next pass waits at least, so that what comes meanwhile is done together. Changes cost the same one by
+// one as together, nearly, so that it is short.
+func (s scope) rest() time.Duration {
+	if s == atChanges {
+		return time.Millisecond
+	}
+	return 10 * time.Millisecond
+}
 
 func (s scope) String() string { return [...]string{"changes", "firewall", "host", "everything"}[s] }
 
