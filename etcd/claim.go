@@ -59,11 +59,11 @@ func (s *session) ask(ctx context.Context, key string, want subnet.Request) erro
 		return errAsking
 	case asked:
 		s.claim = claim{}
-		id, ttl, err := s.leaseLike(ctx, r)
+		t, err := s.leaseLike(ctx, r)
 		if err != nil {
 			return err
 		}
-		return s.adopt(ctx, key, want, id, ttl)
+		return s.adopt(ctx, key, want, t)
 	case now.Before(s.contest.until):
 		return s.contest.text
 	}

@@ -247,11 +247,11 @@ func (f *Fleet) register() error {
 	f.mu.Lock()
 	public := f.addresses.take()
 	f.mu.Unlock()
-	id, _, err := f.calls.grant(context.Background())
+	t, err := f.calls.grant(context.Background())
 	if err == nil {
-		f.sending(id)
-		if err = f.claim(f.request(public), id); err != nil {
-			err = errors.Join(err, f.revoke(id))
+		f.sending(t.lease)
+		if err = f.claim(f.request(public), t); err != nil {
+			err = errors.Join(err, f.revoke(t.lease))
 		}
 	}
 	if err != nil {
@@ -264,7 +264,7 @@ func (f *Fleet) register() error {
 
 // claim leases a subnet for the host with the etcd lease. One that another host was faster to take stays its own for good, as
 // far as we are concerned.
-func (f *Fleet) claim(want subnet.Request, id clientv3.LeaseID) error {
+func (f *Fleet) claim(want subnet.Request, t term) error {
 	for {
 		f.mu.Lock()
 		subnets, err := choose(want, subnet.PairOf(subnet.IPv4, f.subnets))
@@ -273,8 +273,8 @@ func (f *Fleet) claim(want subnet.Request, id clientv3.LeaseID) error {
 		if err != nil {
 			return fmt.Errorf("%w: other hosts have taken what was free; enlarge the network (tulle config set)", err)
 		}
-		l, sent := want.Lease(subnets), f.sending(id)
-		revision, _, err := f.calls.claimFree(context.Background(), want, l, id)
+		l, sent := want.Lease(subnets), f.sending(t.lease)
+		revision, _, err := f.calls.claimFree(context.Background(), want, l, t.lease)
 		if err != nil {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -283,7 +283,7 @@ func (f *Fleet) claim(want subnet.Request, id clientv3.LeaseID) error {
 		}
 		if revision != 0 {
 			f.join.add(time.Since(sent))
-			return f.keep(holding{key: l.Key(), modified: revision, lease: id, granted: l})
+			return f.keep(holding{key: l.Key(), modified: revision, granted: l, term: t})
 		}
 	}
 }
@@ -375,7 +375,7 @@ func (f *Fleet) cleanUp() error {
 	defer f.mu.Unlock()
 	f.stats.CleanedIn = time.Since(started)
 	if left := len(f.leases); left > 0 {
-		return fmt.Errorf("%d simulated hosts are still registered, their leases expire within %s: %s", left, seconds(LeaseTTL), f.stats.LastError)
+		return fmt.Errorf("%d simulated hosts are still registered, their leases expire within %s: %s", left, LeaseTTL*time.Second, f.stats.LastError)
 	}
 	return nil
 }

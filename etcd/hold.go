@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -19,10 +20,23 @@ type holding struct {
 	key      string // "" while none is held
 	created  int64  // revision
 	modified int64  // revision of what we last wrote there, or found as we would have written it
-	lease    clientv3.LeaseID
 	granted  subnet.Lease
-	ttl      time.Duration
-	renewed  time.Time
+	term
+}
+
+// term is an etcd lease and how far it reaches. The zero term is a reservation's: no lease, and no end.
+type term struct {
+	lease   clientv3.LeaseID
+	ttl     time.Duration // from when it was renewed
+	renewed time.Time
+	due     time.Time // when to renew it again
+}
+
+// newTerm is that of a lease that was granted or renewed just now. It is renewed when about a third is over, as etcd's own
+// client does it, but not at one instant by hosts that were started at one.
+func newTerm(id clientv3.LeaseID, seconds int64) term {
+	ttl, now := time.Duration(seconds)*time.Second, time.Now()
+	return term{id, ttl, now, now.Add(ttl/4 + rand.N(ttl/12+1))}
 }
 
 // errFull says that there is no subnet to be had.
@@ -46,6 +60,9 @@ func (s *session) hold(ctx context.Context) time.Duration {
 	switch {
 	case err == nil:
 		s.again.reset()
+		if due := time.Until(s.own.due); s.own.lease != clientv3.NoLease && (wait == 0 || due < wait) {
+			wait = max(due, time.Millisecond)
+		}
 	case ctx.Err() != nil: // the connection is lost, and all else with it
 		return 0
 	case errors.Is(err, errAsking):
@@ -132,9 +149,9 @@ func (s *session) acquire(ctx context.Context, want subnet.Request) error {
 		if r.entry.Err != nil { // what spoilt the value took its etcd lease away, too
 			r.lease = s.own.lease
 		}
-		id, ttl, err := s.leaseOf(ctx, r)
+		t, err := s.leaseOf(ctx, r)
 		if err == nil {
-			err = s.adopt(ctx, key, want, id, ttl)
+			err = s.adopt(ctx, key, want, t)
 		}
 		if err == nil && state == asked {
 			_ = s.contested(contestLast, "another host, %s, has our public address %s and claims our lease %s: give each host an address of its own (--public-ip)", claimant(r.value), publicOf(want), key)
@@ -161,11 +178,11 @@ func (s *session) find(ctx context.Context, want subnet.Request) error {
 	if waiting := r.entry.Reserved && r.entry.Lease.Idle(); !known && !waiting {
 		return s.ask(ctx, keys[0], want)
 	}
-	id, ttl, err := s.leaseOf(ctx, r)
+	t, err := s.leaseOf(ctx, r)
 	if err != nil {
 		return err
 	}
-	return s.adopt(ctx, keys[0], want, id, ttl)
+	return s.adopt(ctx, keys[0], want, t)
 }
 
 // takeBack registers again what was held before etcd's history was rewritten, and takes it from whoever has it since: our
@@ -173,12 +190,12 @@ func (s *session) find(ctx context.Context, want subnet.Request) error {
 func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
 	key := s.own.key
 	r, exists := s.records[key]
-	id, ttl, err := s.leaseOf(ctx, record{lease: s.own.lease})
+	t, err := s.leaseOf(ctx, record{lease: s.own.lease})
 	if err != nil {
 		return err
 	}
 	if exists && (r.entry.Err != nil || r.entry.Lease.PublicIP == want.PublicIP) {
-		return s.adopt(ctx, key, want, id, ttl)
+		return s.adopt(ctx, key, want, t)
 	}
 	if exists { // deleted first, so that its holder sees that it has lost it for good
 		if err := s.remove(ctx, key, r.modified); err != nil {
@@ -186,14 +203,14 @@ func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
 		}
 	}
 	granted := want.Lease(s.own.granted.Subnet)
-	revision, _, err := s.claimFree(ctx, want, granted, id)
+	revision, _, err := s.claimFree(ctx, want, granted, t.lease)
 	if err == nil && revision == 0 {
 		err = errChanged // by whom the watch will tell, and then we try again
 	}
 	if err != nil {
 		return err
 	}
-	s.keep(holding{key: key, created: revision, modified: revision, lease: id, granted: granted, ttl: ttl})
+	s.keep(holding{key: key, created: revision, modified: revision, granted: granted, term: t})
 	return nil
 }
 
@@ -240,64 +257,63 @@ func serves(subnets subnet.Pair[netip.Prefix], want subnet.Request) bool {
 }
 
 // adopt takes the key over as it is found, and writes to it only if its value is not what ours would be.
-func (s *session) adopt(ctx context.Context, key string, want subnet.Request, id clientv3.LeaseID, ttl time.Duration) error {
+func (s *session) adopt(ctx context.Context, key string, want subnet.Request, t term) error {
 	r := s.records[key]
 	subnets := r.entry.Lease.Subnet
 	if key == s.own.key {
 		subnets = s.own.granted.Subnet // also if what is stored can't be read any more
 	}
 	granted := want.Lease(subnets)
-	if value := string(granted.MarshalValue()); value != r.text() || id != r.lease {
-		revision, err := s.rewrite(ctx, key, r.modified, value, id)
+	if value := string(granted.MarshalValue()); value != r.text() || t.lease != r.lease {
+		revision, err := s.rewrite(ctx, key, r.modified, value, t.lease)
 		if err != nil {
 			return err
 		}
 		r.modified = revision
 	}
-	s.keep(holding{key: key, created: r.entry.Created, modified: r.modified, lease: id, granted: granted, ttl: ttl})
+	s.keep(holding{key: key, created: r.entry.Created, modified: r.modified, granted: granted, term: t})
 	return nil
 }
 
 // leaseOf returns the etcd lease for a key of ours: the one it hangs on, if that is alive, else a new one; none for a
-// reservation.
-func (s *session) leaseOf(ctx context.Context, r record) (clientv3.LeaseID, time.Duration, error) {
-	if r.lease == clientv3.NoLease {
-		return clientv3.NoLease, 0, nil
-	}
-	if r.lease == s.own.lease && s.keepAlive != nil {
-		return r.lease, s.own.ttl, nil
+// reservation. It asks etcd if it has not asked over this connection yet, or if the lease is to be renewed.
+func (s *session) leaseOf(ctx context.Context, r record) (term, error) {
+	switch {
+	case r.lease == clientv3.NoLease:
+		return term{}, nil
+	case r.lease == s.own.lease && s.asked && time.Now().Before(s.own.due):
+		return s.own.term, nil
 	}
 	ctx, cancel := call(ctx)
 	defer cancel()
+	// Not the client's KeepAlive, which looks at the clock four times a second for as long as it keeps a lease alive.
 	alive, err := s.client.etcd.KeepAliveOnce(ctx, r.lease)
-	if err == nil {
-		return r.lease, seconds(alive.TTL), nil
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return s.grant(ctx)
 	}
-	if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return 0, 0, err
+	if err != nil {
+		return term{}, err
 	}
-	return s.grant(ctx)
+	return newTerm(r.lease, alive.TTL), nil
 }
 
 // leaseLike returns a new etcd lease in the place of r's, which may be another host's; none for a reservation.
-func (s *session) leaseLike(ctx context.Context, r record) (clientv3.LeaseID, time.Duration, error) {
+func (s *session) leaseLike(ctx context.Context, r record) (term, error) {
 	if r.lease == clientv3.NoLease {
-		return clientv3.NoLease, 0, nil
+		return term{}, nil
 	}
 	return s.grant(ctx)
 }
 
-func (s *session) grant(ctx context.Context) (clientv3.LeaseID, time.Duration, error) {
+func (s *session) grant(ctx context.Context) (term, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	granted, err := s.client.etcd.Grant(ctx, LeaseTTL)
 	if err != nil {
-		return 0, 0, err
+		return term{}, err
 	}
-	return granted.ID, seconds(granted.TTL), nil
+	return newTerm(granted.ID, granted.TTL), nil
 }
-
-func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
 
 // rewrite changes a key that nobody else has changed since we saw it.
 func (s *session) rewrite(ctx context.Context, key string, seen int64, value string, id clientv3.LeaseID) (int64, error) {
@@ -321,8 +337,7 @@ func (s *session) rewrite(ctx context.Context, key string, seen int64, value str
 // again, so that it finds out, and an etcd that is slow has no more to do for it.
 type attempt struct {
 	subnets subnet.Pair[netip.Prefix]
-	lease   clientv3.LeaseID
-	ttl     time.Duration
+	term
 }
 
 // create leases a free subnet. Each try is one transaction; one that loses to another host learns from it what has been
@@ -345,7 +360,7 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 			return err
 		}
 		if revision != 0 {
-			s.keep(holding{key: granted.Key(), created: revision, modified: revision, lease: try.lease, granted: granted, ttl: try.ttl})
+			s.keep(holding{key: granted.Key(), created: revision, modified: revision, granted: granted, term: try.term})
 			return nil
 		}
 		for f, pool := range free.All() {
@@ -369,11 +384,11 @@ func (s *session) attemptAnew(ctx context.Context, want subnet.Request, free sub
 	if err != nil {
 		return s.full(want, err)
 	}
-	id, ttl, err := s.grant(ctx)
+	t, err := s.grant(ctx)
 	if err != nil {
 		return err
 	}
-	s.attempt = attempt{subnets, id, ttl}
+	s.attempt = attempt{subnets, t}
 	return nil
 }
 
@@ -514,12 +529,8 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-// keep holds h from now on, and renews it. The record of it is made here: its event may be long in coming.
+// keep holds h from now on. The record of it is made here: its event may be long in coming.
 func (s *session) keep(h holding) {
-	renewing := s.own.lease == h.lease && s.keepAlive != nil
-	if h.renewed = time.Now(); renewing {
-		h.renewed = s.own.renewed
-	}
 	if !s.contest.asked {
 		s.contest = contest{}
 	}
@@ -533,20 +544,7 @@ func (s *session) keep(h holding) {
 			u.Leases[h.key] = r.entry
 		})
 	}
-	s.own, s.lost, s.reclaim, s.attempt = h, false, false, attempt{}
-	if renewing {
-		return
-	}
-	s.stop()
-	if s.keepAlive = nil; h.lease == clientv3.NoLease {
-		return
-	}
-	ctx, stop := context.WithCancel(s.client.etcd.Ctx())
-	s.stop = stop
-	c, err := s.client.etcd.KeepAlive(ctx, h.lease)
-	if err == nil {
-		s.keepAlive = c
-	}
+	s.own, s.asked, s.lost, s.reclaim, s.attempt = h, true, false, false, attempt{}
 }
 
 // release gives up the key that is held but no longer serves, unless it is reserved or somebody else's by now.
@@ -573,17 +571,4 @@ func (s *session) remove(ctx context.Context, key string, seen int64) error {
 }
 
 // drop forgets what was held.
-func (s *session) drop() {
-	s.stop()
-	s.own, s.keepAlive, s.lost = holding{}, nil, true
-}
-
-// renewed notes that the lease was renewed or, if the channel is closed, that it can't be renewed any more.
-func (s *session) renewed(r *clientv3.LeaseKeepAliveResponse, open bool) {
-	if !open {
-		s.keepAlive = nil
-		return
-	}
-	s.own.renewed, s.own.ttl = time.Now(), seconds(r.TTL)
-	s.store.publish(func(u *subnet.Update) { u.Own.Renewed, u.Own.TTL = s.own.renewed, s.own.ttl })
-}
+func (s *session) drop() { s.own, s.lost = holding{}, true }

@@ -22,7 +22,7 @@ import (
 // A join costs the same calls, however many hosts there are, and however little is free.
 func TestJoinCalls(t *testing.T) {
 	const large = `{"Network":"10.0.0.0/8","SubnetLen":24}`
-	all := map[string]int{"Range": 1, "LeaseGrant": 1, "Txn": 1, "Watch": 1, "LeaseKeepAlive": 1, "KeepAlive": 1}
+	all := map[string]int{"Range": 1, "LeaseGrant": 1, "Txn": 1, "Watch": 1}
 	for _, c := range []struct {
 		name, config string
 		peers        int
@@ -38,7 +38,7 @@ func TestJoinCalls(t *testing.T) {
 			r := want("192.0.2.1", c.config)
 			n.fill(r.Range.V4, c.peers)
 			h := n.join(r, count.dial()...)
-			h.until("renewing", func() bool { return count.counted()["KeepAlive"] > 0 })
+			h.held()
 			h.sees(n)
 			got := count.counted()
 			delete(got, "Event") // its own key, and what sees wrote
@@ -93,7 +93,8 @@ func TestRenewalCalls(t *testing.T) {
 		at := h.last.Own.Renewed
 		h.until("renewed", func() bool { return h.last.Own.Renewed.After(at) })
 	}
-	before["KeepAlive"] += 2
+	before["LeaseKeepAlive"] += 2 // streams
+	before["KeepAlive"] += 2      // messages
 	if after := own.counted(); !maps.Equal(after, before) {
 		t.Errorf("two renewals cost %v, want %v", after, before)
 	}

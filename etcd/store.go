@@ -163,16 +163,15 @@ type session struct {
 	alarm   string
 	retry   pause // between connections
 
-	own       holding
-	lost      bool // it is known that nothing is held
-	waits     bool // for somebody to leave
-	attempt   attempt
-	reclaim   bool  // what is held is ours, whoever has it in etcd's new history
-	claim     claim // of a key that may be ours
-	contest   contest
-	keepAlive <-chan *clientv3.LeaseKeepAliveResponse // nil while nothing is to be renewed
-	stop      context.CancelFunc                      // ends keepAlive
-	again     pause                                   // between tries to get or keep a lease
+	own     holding
+	asked   bool // over this connection, whether its etcd lease is alive
+	lost    bool // it is known that nothing is held
+	waits   bool // for somebody to leave
+	attempt attempt
+	reclaim bool  // what is held is ours, whoever has it in etcd's new history
+	claim   claim // of a key that may be ours
+	contest contest
+	again   pause // between tries to get or keep a lease
 }
 
 // run is one connection. It returns when a new one must be made, or all must be listed anew.
@@ -186,9 +185,8 @@ func (s *session) run(ctx context.Context) error {
 	defer link.Wait()
 	defer client.Close()
 	defer cut(nil)
-	s.client, s.keepAlive, s.stop = client, nil, func() {}
+	s.client, s.asked = client, false
 	client.failing = s.refused
-	defer func() { s.stop() }()
 	link.Go(func() { s.watchLink(ctx, cut) })
 	link.Go(func() { watchClock(ctx, cut) })
 
@@ -235,10 +233,6 @@ func (s *session) follow(ctx context.Context) error {
 				return watchError(r.Err())
 			}
 			if s.fold(r.Events, r.Header.Revision) {
-				hold.Reset(0)
-			}
-		case r, open := <-s.keepAlive:
-			if s.renewed(r, open); !open {
 				hold.Reset(0)
 			}
 		case <-s.store.wanted:
