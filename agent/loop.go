@@ -181,7 +181,7 @@ func sameUnderlay(a, b *backend.Plan) bool {
 
 // change applies what changed peers need, and compares the packet filter if that is asked for.
 func (a *Agent) change(ctx context.Context, u subnet.Update, look scope) (map[string]int, error) {
-	changes := a.state.plan.Update(u.Leases)
+	changes := a.state.update(u.Leases)
 	count, err := changes.Count(), a.kernel.Change(ctx, changes)
 	if look < atFirewall {
 		return count, err
@@ -201,10 +201,17 @@ func (a *Agent) filter(ctx context.Context, count map[string]int) error {
 // take takes changed leases in: into the plan, too, which follows them also while a new one can't be made.
 func (s *state) take(u subnet.Update) {
 	if s.plan != nil && !s.outdated && !u.Reset {
-		s.plan.Update(u.Leases)
+		s.update(u.Leases)
 	} else {
 		s.entries, s.outdated = u.Merge(s.entries), true
 	}
+}
+
+// update takes changed leases into the plan.
+func (s *state) update(changed map[string]subnet.Entry) backend.Changes {
+	changes := s.plan.Update(changed)
+	s.entries = s.plan.Entries()
+	return changes
 }
 
 // learn notes what the store says beside the leases, and reports whether everything must be planned anew.

@@ -3,6 +3,7 @@ package backend
 import (
 	"cmp"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -21,6 +22,7 @@ type Plan struct {
 	rejected map[string]subnet.Reject // those of them that are left out
 	rivals   map[string]bool          // those of rejected that are left out for another lease's sake
 	youngest birth                    // of all that entries ever held
+	gone     int                      // deleted from entries since it was made
 
 	fdb        sum[FDBKey, netip.Addr]
 	neighbours sum[NeighbourKey, MAC]
@@ -69,8 +71,15 @@ func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
 	if !inOrder {
 		p.build()
 	}
+	if p.gone > len(p.entries)+spare {
+		p.entries, p.gone = maps.Collect(maps.All(p.entries)), 0
+	}
 	return p.changes()
 }
+
+// spare is how many entries may be deleted from a table beside as many as it has, before it is made anew: a map keeps the room of
+// the most it ever held.
+const spare = 1000
 
 // replace puts e in the place of what is stored under key. It returns false if another order, that of the leases' age, may
 // have led to another sum, so that it has to be built again.
@@ -78,6 +87,7 @@ func (p *Plan) replace(key string, e subnet.Entry) bool {
 	old, inOrder := p.entries[key], true
 	if e == (subnet.Entry{}) {
 		delete(p.entries, key)
+		p.gone++
 	} else {
 		p.entries[key] = e
 	}
@@ -314,6 +324,7 @@ type sum[K, V comparable] struct {
 	total  map[K]V
 	extra  map[K]int    // by how many more than one part an entry was added
 	before map[K]was[V] // the entries touched since the last delta, as they were; nil before anybody watches
+	gone   int          // deleted from total since it was made
 }
 
 type was[V comparable] struct {
@@ -353,6 +364,7 @@ func (s *sum[K, V]) remove(part []Row[K, V]) {
 		case 0:
 			s.touch(k)
 			delete(s.total, k)
+			s.gone++
 		case 1:
 			delete(s.extra, k)
 		default:
@@ -382,5 +394,8 @@ func (s *sum[K, V]) delta() Delta[K, V] {
 		}
 	}
 	s.watch()
+	if s.gone > len(s.total)+spare {
+		s.total, s.gone = maps.Collect(maps.All(s.total)), 0
+	}
 	return d
 }

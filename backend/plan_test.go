@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"testing"
 
 	"github.com/tulle-net/tulle/subnet"
@@ -363,4 +364,30 @@ func BenchmarkBurst(b *testing.B) {
 			}
 		}
 	}
+}
+
+// A network that has shrunk leaves no room behind, or an agent would be as large as its network ever was.
+func TestPlanShrinks(t *testing.T) {
+	size := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	p := largePlan(t, 1000, false)
+	before := size()
+	p.Update(largeEntries(30_000, false))
+	most := size()
+	for i := 1000; i < 30_000; i++ {
+		e := largePeer(i, false, 0)
+		p.Update(map[string]subnet.Entry{e.Lease.Key(): {}})
+	}
+	after := size()
+	if len(p.Entries()) != 1000 || len(p.State().FDB) != 1000 {
+		t.Fatalf("%d entries, %d of the FDB", len(p.Entries()), len(p.State().FDB))
+	}
+	if grown := int64(after) - int64(before); grown > int64(most-before)/10 {
+		t.Errorf("1,000 peers took %d KiB, 30,000 %d KiB, and 1,000 again %d KiB", before>>10, most>>10, after>>10)
+	}
+	runtime.KeepAlive(p)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -153,15 +154,16 @@ func (r record) text() string {
 // session is what the Store knows of etcd, and the lease that it holds, from one connection to the next. It is one
 // goroutine's.
 type session struct {
-	store   *Store
-	client  *Client           // of this connection
-	records map[string]record // by key name
-	history history           // as of which they are whole
-	stale   bool              // they must be listed anew
-	past    past
-	leaving leaving
-	alarm   string
-	retry   pause // between connections
+	store     *Store
+	client    *Client           // of this connection
+	records   map[string]record // by key name
+	history   history           // as of which they are whole
+	forgotten int               // deleted from records since the map was made
+	stale     bool              // they must be listed anew
+	past      past
+	leaving   leaving
+	alarm     string
+	retry     pause // between connections
 
 	own     holding
 	asked   bool // over this connection, whether its etcd lease is alive
@@ -339,7 +341,7 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 			case isLease && e.Kv.ModRevision < s.records[key].modified: // of before our own last write
 			case isLease && e.Type == clientv3.EventTypeDelete:
 				concerned = concerned || key == s.own.key || s.waits // one that is gone is one that is free
-				delete(s.records, key)
+				s.forget(key)
 				if !s.past.keeps(key, record{}) {
 					s.leaving.add(key)
 				}
@@ -359,6 +361,14 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 		}
 	})
 	return concerned
+}
+
+// forget notes that a key is gone. Now and then it makes the table anew, because a map keeps the room of the most it ever held.
+func (s *session) forget(key string) {
+	delete(s.records, key)
+	if s.forgotten++; s.forgotten > len(s.records)+1000 {
+		s.records, s.forgotten = maps.Collect(maps.All(s.records)), 0
+	}
 }
 
 func readRecord(key string, kv *mvccpb.KeyValue) record {

@@ -38,6 +38,8 @@ type Kernel struct {
 	strays  map[netip.Prefix][]route // those of our protocol that we would not have made so
 	orphans []uint32                 // our nexthop objects that no route goes through
 
+	forgotten int // deleted from routes since the map was made
+
 	ports map[string]map[int]string // names of each wanted bridge's ports by ifindex, see rememberPorts
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -329,16 +330,25 @@ func (k *Kernel) deleteRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 	})
 	bulk(w, "delete route", objects, func(dst netip.Prefix, id uint32) (request, error) {
 		if id == 0 {
-			delete(k.routes, dst)
+			k.forget(dst)
 			return request{}, nil
 		}
 		return request{kind: rtmDelNexthop, message: nexthop(id), done: func(err error) error {
 			if err = gone(err); err == nil {
-				delete(k.routes, dst)
+				k.forget(dst)
 			}
 			return err
 		}}, nil
 	})
+}
+
+// forget notes that our route to dst is gone. Now and then it makes the table anew, because a map keeps the room of the most it
+// ever held.
+func (k *Kernel) forget(dst netip.Prefix) {
+	delete(k.routes, dst)
+	if k.forgotten++; k.forgotten > len(k.routes)+1000 {
+		k.routes, k.forgotten = maps.Collect(maps.All(k.routes)), 0
+	}
 }
 
 // deleteStrays deletes routes to dst that stand beside ours in our name.
