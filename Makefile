@@ -49,6 +49,14 @@ test-all: ## all tests, make soak, and the tests that set the clock, in a virtua
 	@e2e/prepare vm
 	e2e/vm 'TestClock$$'
 
+# As in make bench ARGS="--only join,idle". bin/bench compare OLD.json NEW.json compares two runs.
+.PHONY: bench
+bench: ## measure what ten thousand hosts cost each of them, for 8 minutes: a table, bin/bench.json, docs/performance (needs root)
+	@e2e/prepare demo
+	@$(MAKE) --no-print-directory build
+	go build -o bin/bench ./e2e/bench
+	@bin/bench --json bin/bench.json --svg docs/performance $(ARGS)
+
 .PHONY: bench-data
 bench-data: ## measure what the overlay costs packets, and what offloads are worth, for 15 minutes: two tables, bin/bench-data.json (needs root)
 	@e2e/prepare bench

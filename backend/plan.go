@@ -71,13 +71,13 @@ func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
 	if !inOrder {
 		p.build()
 	}
-	if p.gone > len(p.entries)+spare {
+	if p.gone > len(p.entries)/8+spare {
 		p.entries, p.gone = maps.Collect(maps.All(p.entries)), 0
 	}
 	return p.changes()
 }
 
-// spare is how many entries may be deleted from a table beside as many as it has, before it is made anew: a map keeps the room of
+// spare is how many entries may be deleted from a table, beside an eighth of it, before it is made anew: a map keeps the room of
 // the most it ever held.
 const spare = 1000
 
@@ -394,7 +394,7 @@ func (s *sum[K, V]) delta() Delta[K, V] {
 		}
 	}
 	s.watch()
-	if s.gone > len(s.total)+spare {
+	if s.gone > len(s.total)/8+spare {
 		s.total, s.gone = maps.Collect(maps.All(s.total)), 0
 	}
 	return d

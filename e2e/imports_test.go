@@ -23,6 +23,7 @@ func TestImports(t *testing.T) {
 		"agent/attach":      {"backend"},
 		"agent/docker":      {},
 		"e2e":               {"e2e/lab"},
+		"e2e/bench":         {"backend", "backend/kernel", "e2e/lab", "etcd", "subnet"},
 		"e2e/bench/data":    {"e2e/lab"},
 		"e2e/lab":           {"agent"},
 		"cmd/tulle":         {"agent", "agent/attach", "agent/docker", "backend", "backend/kernel", "backend/netfilter", "e2e/lab", "etcd", "subnet"},

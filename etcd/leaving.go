@@ -43,7 +43,9 @@ func (l *leaving) publish(now map[string]record, u *subnet.Update) {
 		}
 		l.keys = l.keys[1:]
 	}
-	if len(l.keys) > 0 {
-		l.timer.Reset(time.Until(l.keys[0].at))
+	if len(l.keys) == 0 {
+		l.keys = nil // and what they were kept in
+		return
 	}
+	l.timer.Reset(time.Until(l.keys[0].at))
 }

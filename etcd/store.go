@@ -366,7 +366,7 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 // forget notes that a key is gone. Now and then it makes the table anew, because a map keeps the room of the most it ever held.
 func (s *session) forget(key string) {
 	delete(s.records, key)
-	if s.forgotten++; s.forgotten > len(s.records)+1000 {
+	if s.forgotten++; s.forgotten > len(s.records)/8+1000 {
 		s.records, s.forgotten = maps.Collect(maps.All(s.records)), 0
 	}
 }

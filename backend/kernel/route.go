@@ -346,7 +346,7 @@ func (k *Kernel) deleteRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 // ever held.
 func (k *Kernel) forget(dst netip.Prefix) {
 	delete(k.routes, dst)
-	if k.forgotten++; k.forgotten > len(k.routes)+1000 {
+	if k.forgotten++; k.forgotten > len(k.routes)/8+1000 {
 		k.routes, k.forgotten = maps.Collect(maps.All(k.routes)), 0
 	}
 }
