@@ -46,28 +46,40 @@ func diff[K, V comparable](have, want map[K]V) Delta[K, V] {
 type Comparison[K, V comparable] struct {
 	Delta[K, V] // once all entries were seen
 	want        map[K]V
+	same        int // entries seen as wanted, by a Glance
+	glance      bool
 }
 
 // Compare begins a Comparison. It does not change want.
-func Compare[K, V comparable](want map[K]V) Comparison[K, V] {
-	c := Comparison[K, V]{Delta[K, V]{Set: maps.Clone(want), Del: map[K]V{}}, want}
+func Compare[K, V comparable](want map[K]V) *Comparison[K, V] {
+	c := &Comparison[K, V]{Delta: Delta[K, V]{Set: maps.Clone(want), Del: map[K]V{}}, want: want}
 	if c.Set == nil {
 		c.Set = map[K]V{}
 	}
 	return c
 }
 
+// Glance begins a Comparison that can't tell which entries are missing, only whether any is: it takes no room.
+func Glance[K, V comparable](want map[K]V) *Comparison[K, V] {
+	return &Comparison[K, V]{Delta: Delta[K, V]{Set: map[K]V{}, Del: map[K]V{}}, want: want, glance: true}
+}
+
 // See takes note of an entry. Of one that is seen twice the second counts.
-func (c Comparison[K, V]) See(k K, have V) {
+func (c *Comparison[K, V]) See(k K, have V) {
 	switch want, wanted := c.want[k]; {
 	case !wanted:
 		c.Del[k] = have
 	case want != have:
 		c.Set[k] = want
+	case c.glance:
+		c.same++
 	default:
 		delete(c.Set, k)
 	}
 }
+
+// Whole reports whether Delta is: not if it was but a Glance, and entries are missing.
+func (c *Comparison[K, V]) Whole() bool { return !c.glance || c.same+len(c.Set) == len(c.want) }
 
 // Count is the number of changed entries by table, the unchanged tables left out.
 func (c Changes) Count() map[string]int {

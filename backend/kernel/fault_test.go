@@ -132,8 +132,8 @@ func TestListingAfterOneThatBrokeOff(t *testing.T) {
 	s := newSandbox(t)
 	k, want := s.open(), state(t, 1000)
 	s.apply(k, want)
-	request := k.conn.ask(unix.RTM_GETROUTE, unix.NLM_F_DUMP, newMessage(unix.SizeofRtMsg))
-	if err := k.conn.sockets[unix.NETLINK_ROUTE].Socket.Send(request); err != nil {
+	request := request{kind: unix.RTM_GETROUTE, flags: unix.NLM_F_DUMP, message: newMessage(unix.SizeofRtMsg)}
+	if err := k.conn.send(request.appendTo(nil, k.conn.next())); err != nil {
 		t.Fatal(err)
 	}
 	s.converged(k, want)

@@ -62,7 +62,7 @@ func Open(options ...Option) (*Kernel, error) {
 	}
 	bell, err := newBell()
 	if err == nil {
-		bell.self, err = c.sockets[unix.NETLINK_ROUTE].Socket.GetPid()
+		bell.self, err = c.socket.Socket.GetPid()
 	}
 	if err != nil {
 		c.close()
@@ -152,6 +152,23 @@ func (k *Kernel) compare(want backend.State) (c backend.Changes, err error) {
 		return c, fmt.Errorf("list routes: %w", err)
 	}
 	return c, nil
+}
+
+// compareTable compares a table with want, by a listing that is repeated as far as need be: usually nothing is missing, and a
+// glance tells. (An entry may be listed twice while another is missing, but only while somebody changes the table, which rings.)
+func compareTable[K, V comparable](want map[K]V, list func(*backend.Comparison[K, V]) error) (backend.Delta[K, V], error) {
+	var c *backend.Comparison[K, V]
+	err := again(func() error {
+		c = backend.Glance(want)
+		return list(c)
+	})
+	if err == nil && !c.Whole() {
+		err = again(func() error {
+			c = backend.Compare(want)
+			return list(c)
+		})
+	}
+	return c.Delta, err
 }
 
 // Change makes changes without a look at what is there, links aside: deletes first, from routes down, then sets, from

@@ -50,9 +50,7 @@ func (k *Kernel) entries(family uint8, index int, f func(dst netip.Addr, mac bac
 
 // compareFDB compares the VXLAN devices' FDBs with want. Ours: all their permanent unicast entries with a destination.
 func (k *Kernel) compareFDB(devices []string, want map[backend.FDBKey]netip.Addr) (backend.Delta[backend.FDBKey, netip.Addr], error) {
-	var c backend.Comparison[backend.FDBKey, netip.Addr]
-	err := again(func() error {
-		c = backend.Compare(want)
+	return compareTable(want, func(c *backend.Comparison[backend.FDBKey, netip.Addr]) error {
 		for _, dev := range devices {
 			err := k.entries(unix.AF_BRIDGE, k.devices[dev], func(dst netip.Addr, mac backend.MAC) {
 				if mac.Unicast() {
@@ -65,14 +63,11 @@ func (k *Kernel) compareFDB(devices []string, want map[backend.FDBKey]netip.Addr
 		}
 		return nil
 	})
-	return c.Delta, err
 }
 
 // compareNeighbours compares the VXLAN devices' neighbours with want. Ours: all permanent ones on a device of ours.
 func (k *Kernel) compareNeighbours(devices []string, want map[backend.NeighbourKey]backend.MAC) (backend.Delta[backend.NeighbourKey, backend.MAC], error) {
-	var c backend.Comparison[backend.NeighbourKey, backend.MAC]
-	err := again(func() error {
-		c = backend.Compare(want)
+	return compareTable(want, func(c *backend.Comparison[backend.NeighbourKey, backend.MAC]) error {
 		for _, dev := range devices {
 			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 				err := k.entries(family, k.devices[dev], func(dst netip.Addr, mac backend.MAC) {
@@ -85,7 +80,6 @@ func (k *Kernel) compareNeighbours(devices []string, want map[backend.NeighbourK
 		}
 		return nil
 	})
-	return c.Delta, err
 }
 
 func (k *Kernel) changeFDB(kind int) func(backend.FDBKey, netip.Addr) (request, error) {

@@ -87,16 +87,15 @@ func parseNexthop(entry []byte) (id uint32, h hop) {
 // compareRoutes compares our routes with want, and notes the nexthop object that each goes through and the objects that none
 // does. Ours: protocol 84, main table.
 func (k *Kernel) compareRoutes(want map[netip.Prefix]backend.Route) (backend.Delta[netip.Prefix, backend.Route], error) {
-	var c backend.Comparison[netip.Prefix, backend.Route]
 	hops, err := k.conn.listNexthops() // also without new ones: an earlier life may have made some
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return c.Delta, err
+		return backend.Delta[netip.Prefix, backend.Route]{}, err
 	}
 	names := k.names()
-	err = again(func() error {
-		c, k.strays = backend.Compare(want), map[netip.Prefix][]route{}
+	delta, err := compareTable(want, func(c *backend.Comparison[netip.Prefix, backend.Route]) error {
+		k.strays = map[netip.Prefix][]route{}
 		clear(k.routes)
-		return k.conn.eachRoute(protocol, func(r route) {
+		err := k.conn.eachRoute(protocol, func(r route) {
 			if r.stray() {
 				k.strays[r.dst] = append(k.strays[r.dst], r)
 				return
@@ -108,10 +107,11 @@ func (k *Kernel) compareRoutes(want map[netip.Prefix]backend.Route) (backend.Del
 			c.See(r.dst, backend.Route{Via: h.gateway, Dev: names[h.index], OnLink: h.flags&unix.RTNH_F_ONLINK != 0})
 			k.routes[r.dst] = r.nexthop
 		}, unix.AF_INET, unix.AF_INET6)
+		for dst := range k.strays { // whatever else is there: it must be set, or deleted
+			c.See(dst, backend.Route{})
+		}
+		return err
 	})
-	for dst := range k.strays { // whatever else is there: it must be set, or deleted
-		c.See(dst, backend.Route{})
-	}
 	for _, id := range k.routes {
 		delete(hops, id)
 	}
@@ -121,7 +121,7 @@ func (k *Kernel) compareRoutes(want map[netip.Prefix]backend.Route) (backend.Del
 			k.orphans = append(k.orphans, id)
 		}
 	}
-	return c.Delta, err
+	return delta, err
 }
 
 // names are the devices' names by their ifindexes.

@@ -22,8 +22,9 @@ const timeout = 10 * time.Second
 // netlink library has no types for, or whose types lack what we need: nexthop objects, an address's protocol, and entries
 // by the ten thousand.
 type conn struct {
-	sockets map[int]*nl.SocketHandle
-	fault   func(kind int) error // what tests make a request of a kind fail with
+	socket *nl.SocketHandle
+	buffer []byte               // what is received; the kernel fills 32 KiB at most (netlink_recvmsg, net/netlink/af_netlink.c)
+	fault  func(kind int) error // what tests make a request of a kind fail with
 }
 
 func dial() (conn, error) {
@@ -39,10 +40,10 @@ func dial() (conn, error) {
 	}
 	// Since Linux 4.20 the kernel filters dumps; an older one sends everything, which is why every reader filters too.
 	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return conn{sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+	return conn{socket: &nl.SocketHandle{Socket: s}, buffer: make([]byte, 64<<10)}, nil
 }
 
-func (c conn) close() { c.socket().Socket.Close() }
+func (c conn) close() { c.socket.Socket.Close() }
 
 // request asks for a change.
 type request struct {
@@ -74,12 +75,12 @@ func (c conn) exchange(requests []request, errs []error) {
 	var packet []byte
 	var last int // where in packet the last message begins
 	waiting := map[uint32]int{}
-	seq := &c.socket().Seq
+	seq := uint32(0)
 	for i, r := range requests {
 		if errs[i] = c.failing(r.kind); errs[i] == nil {
-			*seq, last = *seq+1, len(packet)
-			waiting[*seq] = i
-			packet = r.appendTo(packet, *seq)
+			seq, last = c.next(), len(packet)
+			waiting[seq] = i
+			packet = r.appendTo(packet, seq)
 		}
 	}
 	if len(waiting) == 0 {
@@ -87,9 +88,9 @@ func (c conn) exchange(requests []request, errs []error) {
 	}
 	flags := packet[last+6:]
 	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
-	err := unix.Sendto(c.socket().Socket.GetFd(), packet, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	err := c.send(packet)
 	if err == nil {
-		err = c.receive(*seq, waiting, errs)
+		err = c.receive(seq, waiting, errs)
 	}
 	if err != nil {
 		for _, i := range waiting { // what became of these isn't known
@@ -110,38 +111,63 @@ func (r request) appendTo(packet []byte, seq uint32) []byte {
 
 // receive puts the answers to what is waited for into errs, until the last one's.
 func (c conn) receive(last uint32, waiting map[uint32]int, errs []error) error {
+	return c.each(func(h syscall.NlMsghdr, data []byte) bool {
+		i, ours := waiting[h.Seq]
+		if !ours || h.Type != unix.NLMSG_ERROR { // the rest of a listing that broke off
+			return true
+		}
+		errs[i] = failure(h, data)
+		if h.Seq != last {
+			delete(waiting, h.Seq)
+		}
+		return h.Seq != last
+	})
+}
+
+// each reads messages until f returns false. What it hands to f stays as it is only until f returns.
+func (c conn) each(f func(h syscall.NlMsghdr, data []byte) bool) error {
+	fd := c.socket.Socket.GetFd()
 	for {
-		messages, _, err := c.socket().Socket.Receive()
-		if err != nil {
+		n, _, err := unix.Recvfrom(fd, c.buffer, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(timeout.Milliseconds()))
+			if ready == 0 && err == nil {
+				return unix.EAGAIN
+			}
+			continue
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
 			return err
 		}
-		for _, m := range messages {
-			i, ours := waiting[m.Header.Seq]
-			if !ours || m.Header.Type != unix.NLMSG_ERROR { // the rest of a listing that broke off
-				continue
+		for b := c.buffer[:n]; len(b) >= unix.SizeofNlMsghdr; {
+			h := syscall.NlMsghdr{Len: number(b), Type: binary.NativeEndian.Uint16(b[4:]), Flags: binary.NativeEndian.Uint16(b[6:]), Seq: number(b[8:])}
+			if h.Len < unix.SizeofNlMsghdr || int(h.Len) > len(b) {
+				return unix.EBADMSG
 			}
-			if errs[i] = failure(m); m.Header.Seq == last {
+			if !f(h, b[unix.SizeofNlMsghdr:h.Len]) {
 				return nil
 			}
-			delete(waiting, m.Header.Seq)
+			b = b[min(int(h.Len+3)&^3, len(b)):]
 		}
 	}
 }
 
 // failure reads a struct nlmsgerr, and the kernel's own words if it added some (linux/netlink.h).
-func failure(m syscall.NetlinkMessage) error {
-	code := int32(number(m.Data))
+func failure(h syscall.NlMsghdr, data []byte) error {
+	code := int32(number(data))
 	if code == 0 {
 		return nil
 	}
 	err, words := error(syscall.Errno(-code)), 4+unix.SizeofNlMsghdr
-	if m.Header.Flags&unix.NLM_F_ACK_TLVS == 0 || len(m.Data) < words {
+	if h.Flags&unix.NLM_F_ACK_TLVS == 0 || len(data) < words {
 		return err
 	}
-	if m.Header.Flags&unix.NLM_F_CAPPED == 0 { // the request is repeated whole
-		words = 4 + (int(number(m.Data[4:]))+3)&^3
+	if h.Flags&unix.NLM_F_CAPPED == 0 { // the request is repeated whole
+		words = 4 + (int(number(data[4:]))+3)&^3
 	}
-	for kind, value := range attributes(m.Data, words) {
+	for kind, value := range attributes(data, words) {
 		if kind == nl.NLMSGERR_ATTR_MSG {
 			err = fmt.Errorf("%w: %s", err, unix.ByteSliceToString(value))
 		}
@@ -149,26 +175,56 @@ func failure(m syscall.NetlinkMessage) error {
 	return err
 }
 
-func (c conn) socket() *nl.SocketHandle { return c.sockets[unix.NETLINK_ROUTE] }
-
 // dump asks for a table and hands each of its entries to f, the header first, as they come: ten thousands need not be held at
 // once. After an error f has not seen the whole table: see again.
 func (c conn) dump(kind int, m message, f func(entry []byte)) error {
-	const header = 12 // the longest of those listed here, and shorter than any entry
-	err := c.ask(kind, unix.NLM_F_DUMP, m).ExecuteIter(unix.NETLINK_ROUTE, 0, func(entry []byte) bool {
-		if len(entry) >= header {
-			f(entry)
-		}
-		return true
-	})
-	return cmp.Or(err, c.failing(kind))
+	return c.ask(request{kind: kind, flags: unix.NLM_F_DUMP, message: m}, f)
 }
 
-// ask is a request that is answered with entries.
-func (c conn) ask(kind, flags int, m message) *nl.NetlinkRequest {
-	r := nl.NewNetlinkRequest(kind, flags)
-	r.Sockets, r.RawData = c.sockets, m
-	return r
+// ask makes a request that is answered with entries.
+func (c conn) ask(r request, f func(entry []byte)) error {
+	const header = 12 // the longest of those listed here, and shorter than any entry
+	if err := c.failing(r.kind); err != nil {
+		return err
+	}
+	seq := c.next()
+	if err := c.send(r.appendTo(nil, seq)); err != nil {
+		return err
+	}
+	var failed error
+	interrupted := false
+	err := c.each(func(h syscall.NlMsghdr, data []byte) (more bool) {
+		if h.Seq != seq {
+			return true
+		}
+		interrupted = interrupted || h.Flags&unix.NLM_F_DUMP_INTR != 0
+		switch {
+		case h.Type == unix.NLMSG_ERROR:
+			failed = failure(h, data)
+			return false
+		case h.Type == unix.NLMSG_DONE:
+			if code := int32(number(data)); code < 0 {
+				failed = syscall.Errno(-code)
+			}
+			return false
+		case len(data) >= header:
+			f(data)
+		}
+		return h.Flags&unix.NLM_F_MULTI != 0
+	})
+	if err = cmp.Or(err, failed); err == nil && interrupted {
+		err = unix.EINTR
+	}
+	return err
+}
+
+func (c conn) next() uint32 {
+	c.socket.Seq++
+	return c.socket.Seq
+}
+
+func (c conn) send(packet []byte) error {
+	return unix.Sendto(c.socket.Socket.GetFd(), packet, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }
 
 // again repeats a listing, which must begin anew each time, if it failed for what passes: a change meanwhile (EINTR, which netlink.ErrDumpInterrupted is too),

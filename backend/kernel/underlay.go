@@ -235,14 +235,14 @@ func (c conn) resolve(list []route) error {
 func (c conn) outputDevice(a netip.Addr) (int, error) {
 	m := newMessage(unix.SizeofRtMsg)
 	m[0], m[1] = family(a), uint8(a.BitLen())
-	replies, err := c.ask(unix.RTM_GETROUTE, 0, m.addr(unix.RTA_DST, a)).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
-	if err != nil {
-		return 0, err
-	}
-	for _, reply := range replies {
-		if r, ok := parseRoute(reply); ok && r.index != 0 {
-			return r.index, nil
+	index := 0
+	err := c.ask(request{kind: unix.RTM_GETROUTE, message: m.addr(unix.RTA_DST, a)}, func(entry []byte) {
+		if r, ok := parseRoute(entry); ok {
+			index = r.index
 		}
+	})
+	if err == nil && index == 0 {
+		err = unix.ENETUNREACH
 	}
-	return 0, unix.ENETUNREACH
+	return index, err
 }
