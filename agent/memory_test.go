@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"testing"
 )
 
@@ -28,5 +31,25 @@ func TestReleaseMemory(t *testing.T) {
 	releaseMemory()
 	if again, _ := stats(); again.NumGC != collected.NumGC {
 		t.Error("it collects though there is nothing to give back")
+	}
+}
+
+// The program goes on without what was mapped of it.
+func TestReleaseProgram(t *testing.T) {
+	mapped := func() (kB int) {
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text, _ := strings.Cut(string(status), "RssFile:")
+		if _, err := fmt.Sscan(text, &kB); err != nil {
+			t.Fatal(err)
+		}
+		return kB
+	}
+	before := mapped()
+	releaseProgram()
+	if after := mapped(); after >= before {
+		t.Errorf("%d kB of files are mapped, before %d", after, before)
 	}
 }

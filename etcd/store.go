@@ -99,7 +99,7 @@ func (s *Store) Run(ctx context.Context) error {
 	session := session{store: s, records: map[string]record{}}
 	for ctx.Err() == nil {
 		err := session.run(ctx)
-		wait := rand.N(spread)
+		wait := rand.N(spread(len(session.records)))
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -121,8 +121,15 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// spread is over how long hosts that must all list anew, for the same reason, spread their calls.
-const spread = time.Second
+// spread is over how long hosts that must all list anew, for the same reason, spread their calls: etcd needs about 2 µs for each
+// lease of each list (measured), and so many hosts have as many leases.
+func spread(leases int) time.Duration {
+	const least, most, each = time.Second, 5 * time.Minute, 20 * time.Millisecond
+	return min(max(least, time.Duration(leases)*each), most)
+}
+
+// listTimeout is longer than other calls have: the longer a list is, and the more hosts ask for it at once.
+const listTimeout = 30 * time.Second
 
 // pause grows from a quarter of a second to fifteen, spread so that hosts that fail together don't return together.
 type pause struct{ tries int }
@@ -282,7 +289,7 @@ func watchError(err error) error {
 
 // list reads the config and all leases in one call.
 func (s *session) list(ctx context.Context) error {
-	ctx, cancel := call(ctx)
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	list, err := s.client.etcd.Get(ctx, s.client.prefix+"/", clientv3.WithPrefix())
 	if err != nil {

@@ -55,10 +55,11 @@ type hop struct {
 	member   uint32 // of a group, the first object's ID
 }
 
-func (c conn) listNexthops() (map[uint32]hop, error) {
+// listNexthops lists all nexthop objects, of which there are about as many as expected.
+func (c conn) listNexthops(expected int) (map[uint32]hop, error) {
 	var hops map[uint32]hop
 	err := again(func() error {
-		hops = map[uint32]hop{}
+		hops = make(map[uint32]hop, expected)
 		return c.dump(rtmGetNexthop, nhmsg(unix.AF_UNSPEC, 0), func(entry []byte) {
 			id, h := parseNexthop(entry)
 			hops[id] = h
@@ -87,7 +88,7 @@ func parseNexthop(entry []byte) (id uint32, h hop) {
 // compareRoutes compares our routes with want, and notes the nexthop object that each goes through and the objects that none
 // does. Ours: protocol 84, main table.
 func (k *Kernel) compareRoutes(want map[netip.Prefix]backend.Route) (backend.Delta[netip.Prefix, backend.Route], error) {
-	hops, err := k.conn.listNexthops() // also without new ones: an earlier life may have made some
+	hops, err := k.conn.listNexthops(len(k.routes)) // also without new ones: an earlier life may have made some
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return backend.Delta[netip.Prefix, backend.Route]{}, err
 	}

@@ -215,7 +215,7 @@ func (c conn) resolve(list []route) error {
 	if !slices.ContainsFunc(list, unresolved) {
 		return nil
 	}
-	hops, err := c.listNexthops()
+	hops, err := c.listNexthops(0)
 	if err != nil {
 		return err
 	}
