@@ -61,6 +61,7 @@ func (a *Agent) loop(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	retry.Stop()
 	tries, rest, calm := 0, time.NewTimer(0), time.NewTimer(calmAfter)
+	room := uint64(0) // whatever the start has left
 	for {
 		var look scope
 		retrying := tries == 0
@@ -78,7 +79,8 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-retry.C:
 			look, retrying = atEverything, true
 		case <-calm.C:
-			releaseMemory()
+			releaseMemory(room)
+			room = spare
 			continue
 		case <-resync.C:
 			if look = atHost; !time.Now().Before(a.state.due) {

@@ -23,12 +23,12 @@ func TestReleaseMemory(t *testing.T) {
 		blocks[i] = make([]byte, 1<<20)
 	}
 	runtime.KeepAlive(blocks)
-	releaseMemory()
+	releaseMemory(spare)
 	collected, after := stats()
 	if after > before+spare {
 		t.Errorf("of 64 MiB that are needed no more %d KiB are kept", (after-before)>>10)
 	}
-	releaseMemory()
+	releaseMemory(spare)
 	if again, _ := stats(); again.NumGC != collected.NumGC {
 		t.Error("it collects though there is nothing to give back")
 	}

@@ -88,6 +88,7 @@ func TestRenewalCalls(t *testing.T) {
 	peer := n.join(want("192.0.2.2", wide), others.dial()...)
 	h.sees(n)
 	peer.sees(n)
+	h.until("told of what the peer saw", func() bool { return h.last.Revision >= peer.last.Revision })
 	keys, before, theirs := n.keys(), own.counted(), others.counted()
 	for range 2 {
 		at := h.last.Own.Renewed

@@ -128,9 +128,6 @@ func spread(leases int) time.Duration {
 	return min(max(least, time.Duration(leases)*each), most)
 }
 
-// listTimeout is longer than other calls have: the longer a list is, and the more hosts ask for it at once.
-const listTimeout = 30 * time.Second
-
 // pause grows from a quarter of a second to fifteen, spread so that hosts that fail together don't return together.
 type pause struct{ tries int }
 
@@ -170,7 +167,8 @@ type session struct {
 	past      past
 	leaving   leaving
 	alarm     string
-	retry     pause // between connections
+	retry     pause         // between connections
+	patience  time.Duration // for a list, beyond the time of other calls
 
 	own     holding
 	asked   bool // over this connection, whether its etcd lease is alive
@@ -289,10 +287,13 @@ func watchError(err error) error {
 
 // list reads the config and all leases in one call.
 func (s *session) list(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	ctx, cancel := context.WithTimeout(ctx, rpcTimeout+s.patience)
 	defer cancel()
 	list, err := s.client.etcd.Get(ctx, s.client.prefix+"/", clientv3.WithPrefix())
 	if err != nil {
+		if ctx.Err() != nil && s.client.etcd.ActiveConnection().GetState() == connectivity.Ready {
+			s.patience = min(s.patience+rpcTimeout, time.Minute) // it is there, and has many to answer
+		}
 		return err
 	}
 	var config subnet.StoredConfig
