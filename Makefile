@@ -51,7 +51,7 @@ test-all: ## all tests, make soak, and the tests that set the clock, in a virtua
 
 # As in make bench ARGS="--only join,idle". bin/bench compare OLD.json NEW.json compares two runs.
 .PHONY: bench
-bench: ## measure what ten thousand hosts cost each of them, for 8 minutes: a table, bin/bench.json, docs/performance (needs root)
+bench: ## measure what ten thousand hosts cost each of them, for 6 minutes: a table, bin/bench.json, docs/performance (needs root)
 	@e2e/prepare demo
 	@$(MAKE) --no-print-directory build
 	go build -o bin/bench ./e2e/bench
