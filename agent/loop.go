@@ -19,8 +19,8 @@ import (
 
 const (
 	resyncEvery = 30 * time.Second // a look at what rings no bell: files, sysctls; and at everything, if that is cheap
-	lookRest    = 5000             // times as long as a look at everything took it is rested from: it costs the same however many peers there are
-	lookAtLeast = 10 * time.Minute // however long it takes
+	lookRest    = 5000             // after a look at everything, times as long as it took: so it costs the same for any number of peers
+	lookAtLeast = 10 * time.Minute // between two, however long they take
 	calmAfter   = 5 * time.Second  // without a pass, it is time to give back memory
 	retryMax    = 15 * time.Second
 	talkative   = 8 // so many changed peers get a log line each; more get one together
@@ -254,8 +254,8 @@ func checked(c subnet.StoredConfig) subnet.StoredConfig {
 	return c
 }
 
-// reconcile plans everything and puts it in force, as far as it is to look. While something is missing that a plan needs, what is in force is kept
-// up as it is.
+// reconcile plans everything and puts it in force, as far as it is to look. While something is missing that a plan needs, what
+// is in force is kept up as it is.
 func (a *Agent) reconcile(ctx context.Context, look scope) (count map[string]int, err error) {
 	before := a.state.plan
 	plan, err := a.replan()

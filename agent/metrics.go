@@ -27,7 +27,7 @@ type metrics struct {
 
 func newMetrics(registry *prometheus.Registry, version string) *metrics {
 	m := &metrics{
-		passes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tulle_passes_total", Help: "Passes of the loop, by what they compared with the plan: everything, the firewall, or nothing beside the changes."}, []string{"scope"}),
+		passes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tulle_passes_total", Help: "Passes of the loop, by what they compared with the plan: everything, what no peer has a part in (host), the firewall, or nothing beside the changes."}, []string{"scope"}),
 		duration:  prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "tulle_pass_duration_seconds", Help: "How long a pass took, by scope.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}, []string{"scope"}),
 		errors:    prometheus.NewCounter(prometheus.CounterOpts{Name: "tulle_pass_errors_total", Help: "Passes that failed in whole or in part."}),
 		changes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tulle_changes_total", Help: "Entries set or deleted, by table."}, []string{"table"}),

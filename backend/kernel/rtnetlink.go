@@ -227,8 +227,9 @@ func (c conn) send(packet []byte) error {
 	return unix.Sendto(c.socket.Socket.GetFd(), packet, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }
 
-// again repeats a listing, which must begin anew each time, if it failed for what passes: a change meanwhile (EINTR, which netlink.ErrDumpInterrupted is too),
-// a kernel short of memory (ENOBUFS), or a listing before it that broke off and isn't over in the kernel (EBUSY).
+// again repeats a listing, which must begin anew each time, if it failed for what passes: a change meanwhile (EINTR, which
+// netlink.ErrDumpInterrupted is too), a kernel short of memory (ENOBUFS), or a listing before it that broke off and isn't over
+// in the kernel (EBUSY).
 func again(list func() error) error {
 	var err error
 	for range 5 {
