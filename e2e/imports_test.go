@@ -19,14 +19,18 @@ func TestImports(t *testing.T) {
 		"backend/kernel":    {"backend", "subnet"},
 		"backend/netfilter": {"backend", "subnet"},
 		"etcd":              {"subnet"},
-		"agent":             {"agent/docker", "backend", "subnet"},
+		"agent":             {"agent/api", "agent/docker", "agent/page", "agent/probe", "backend", "subnet"},
+		"agent/api":         {"backend"},
 		"agent/attach":      {"backend"},
 		"agent/docker":      {},
-		"e2e":               {"e2e/lab"},
+		"agent/page":        {"agent/api"},
+		"agent/probe":       {},
+		"doctor":            {"agent/api", "agent/docker", "agent/probe", "backend", "backend/kernel", "subnet"},
+		"e2e":               {"agent/api", "e2e/lab"},
 		"e2e/bench":         {"backend", "backend/kernel", "e2e/lab", "etcd", "subnet"},
 		"e2e/bench/data":    {"e2e/lab"},
-		"e2e/lab":           {"agent"},
-		"cmd/tulle":         {"agent", "agent/attach", "agent/docker", "backend", "backend/kernel", "backend/netfilter", "e2e/lab", "etcd", "subnet"},
+		"e2e/lab":           {"agent/api"},
+		"cmd/tulle":         {"agent", "agent/api", "agent/attach", "agent/docker", "backend", "backend/kernel", "backend/netfilter", "doctor", "e2e/lab", "etcd", "subnet"},
 	}
 	list := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
 	list.Dir = ".."
