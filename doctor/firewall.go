@@ -1,5 +1,3 @@
-// Package doctor finds out why packets don't arrive: it looks at what this host's kernel, packet filter and agent, and etcd have,
-// compares that with what the agent plans, and says what is wrong and what to do about it. It changes nothing.
 package doctor
 
 import (
