@@ -28,19 +28,22 @@ type Way struct {
 	OnLink   bool
 	Nexthop  uint32 // object's ID, 0 for none: then Via, Dev and OnLink are the route's own
 	Protocol uint8
-	Table    uint32
+	Table    uint32 // 0 for main and local, which are one as long as there is no policy rule but the kernel's
 	Metric   uint32
 }
 
 // Ours reports whether the route is an agent's.
-func (w Way) Ours() bool { return w.Protocol == protocol && w.Table == unix.RT_TABLE_MAIN }
+func (w Way) Ours() bool { return w.Protocol == protocol && w.Table == 0 }
 
-// String prints the route as `ip route` does, its table and metric only if they are not the usual ones.
+// String prints the route as `ip route` does.
 func (w Way) String() string {
 	if !w.Prefix.IsValid() {
 		return "no route"
 	}
 	text := w.Prefix.String()
+	if w.Prefix.Bits() == 0 {
+		text = "default"
+	}
 	if w.Type != "unicast" {
 		text = w.Type + " " + text
 	}
@@ -50,7 +53,7 @@ func (w Way) String() string {
 	if w.Dev != "" {
 		text += " dev " + w.Dev
 	}
-	if w.Table != unix.RT_TABLE_MAIN && w.Table != unix.RT_TABLE_LOCAL { // which are one as long as there is no rule but the kernel's
+	if w.Table != 0 {
 		text += fmt.Sprintf(" table %d", w.Table)
 	}
 	text += " proto " + protocolName(w.Protocol)
@@ -138,6 +141,9 @@ func (k *Kernel) way(r route) Way {
 		Nexthop: r.nexthop, Protocol: r.protocol, Table: r.table, Metric: r.priority}
 	if int(r.kind) < len(routeTypes) {
 		w.Type = routeTypes[r.kind]
+	}
+	if r.table == unix.RT_TABLE_MAIN || r.table == unix.RT_TABLE_LOCAL {
+		w.Table = 0
 	}
 	return w
 }

@@ -43,7 +43,7 @@ func TestWay(t *testing.T) {
 			{"", "198.51.100.7", container, "no route"},
 			{"", "192.0.2.1", Flow{}, "local 192.0.2.1/32 dev eth0 proto kernel"},
 			{"", "10.5.1.7", Flow{}, "10.5.1.0/24 dev docker0 proto kernel"},
-			{"ip route add default via 192.0.2.9 metric 7 proto dhcp", "198.51.100.7", Flow{}, "0.0.0.0/0 via 192.0.2.9 dev eth0 proto dhcp metric 7"},
+			{"ip route add default via 192.0.2.9 metric 7 proto dhcp", "198.51.100.7", Flow{}, "default via 192.0.2.9 dev eth0 proto dhcp metric 7"},
 			{"ip route add blackhole 10.5.2.16/28", "10.5.2.17", Flow{}, "blackhole 10.5.2.16/28 proto boot"},
 			{"ip route add unreachable 10.5.2.32/28 proto static", "10.5.2.33", container, "unreachable 10.5.2.32/28 proto static"},
 			{"ip route add prohibit 10.5.2.48/28 table 100", "10.5.2.49", container, ours},
