@@ -5,13 +5,16 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "write the results in testdata anew")
@@ -155,6 +158,51 @@ func TestForeign(t *testing.T) {
 	}
 	if got := parseForeign([]byte("no JSON")); got != nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestReadFilter has rules in nftables by iptables, in the legacy tables, and in a table of nftables' own: all three count.
+func TestReadFilter(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("TULLE_TEST_ROOT") == "1" {
+			t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
+		}
+		t.Skip("needs root, for a network namespace")
+	}
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the namespace with it
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	run := func(command string) {
+		t.Helper()
+		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+	}
+	p := Packet{In: "docker0", Out: "tulle.1", Src: netip.MustParseAddr("10.5.1.2"), Dst: netip.MustParseAddr("10.5.2.2"), Protocol: "icmp", State: "NEW"}
+	for _, step := range []struct {
+		command      string
+		accept, sure bool
+		says         string
+	}{
+		{"true", true, true, "policy ACCEPT of FORWARD"},
+		{"iptables-nft -A FORWARD -s 10.5.0.0/16 -m comment --comment 'a \"b\" -j DROP' -j ACCEPT && iptables-nft -P FORWARD DROP", true, true, "comment"},
+		{"iptables-legacy -A FORWARD ! -o docker0 -j DROP", false, true, "-A FORWARD ! -o docker0 -j DROP"},
+		{"iptables-legacy -F FORWARD", true, true, "policy ACCEPT of FORWARD"},
+		{"nft add table inet mine && nft 'add chain inet mine f { type filter hook forward priority 0; policy drop; }'", true, false, "policy ACCEPT of FORWARD"},
+	} {
+		run(step.command)
+		f, err := ReadFilter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := f.Verdict("filter", "FORWARD", p); v.Accept != step.accept || v.Sure != step.sure || !strings.Contains(v.Rule, step.says) {
+			t.Errorf("after %s: %+v", step.command, v)
+		}
+	}
+	t.Setenv("PATH", t.TempDir())
+	if _, err := ReadFilter(t.Context()); err == nil || !strings.Contains(err.Error(), "apt install iptables") {
+		t.Errorf("without iptables: %v", err)
 	}
 }
 

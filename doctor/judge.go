@@ -122,13 +122,22 @@ func (f *PathFacts) container() Hop {
 			"connect it to Docker's default network (docker network connect bridge "+c.Name+"), or give it an interface: tulle attach "+c.Name)
 	case c.Way.Type != "unicast" && c.Way.Type != "local":
 		return wrong(c.Name+": "+c.Way.String(), "its own network sends such packets nowhere", "delete that route inside the container")
+	case f.elsewhere():
+		why := fmt.Sprintf("that is no address of this host's lease %s: peers see the host's address instead", own)
+		if c.MTU > mtu {
+			why += fmt.Sprintf("; and its MTU is larger than the overlay's %d: make its network with -o com.docker.network.driver.mtu=%d", mtu, mtu)
+		}
+		return noted(what, why)
 	case c.MTU > mtu && f.place() == ofPeer:
-		return wrong(what, fmt.Sprintf("the overlay takes packets of at most %d bytes: longer ones are lost", mtu),
+		return wrong(what, fmt.Sprintf("the overlay takes packets of at most %d bytes: longer ones are refused, and lost where ICMP is filtered", mtu),
 			fmt.Sprintf("start dockerd with --mtu=%d, as the agent's env file says, and make the container anew", mtu))
-	case !own.Contains(c.Addr):
-		return noted(what, fmt.Sprintf("that is no address of this host's lease %s: peers see the host's address instead", own))
 	}
 	return right(what)
+}
+
+// elsewhere says that the container's address is not of this host's lease: it is on another of Docker's networks.
+func (f *PathFacts) elsewhere() bool {
+	return f.Container != nil && !f.Container.Host && !f.Plan.Host().Self.Subnet.Of(subnet.FamilyOf(f.Address)).Contains(f.Container.Addr)
 }
 
 func (f *PathFacts) gateway() Hop {
@@ -178,7 +187,7 @@ func (f *PathFacts) lease() Hop {
 	}
 	const soon = 30 * time.Minute // flanneld renews an hour before the end, agents much earlier
 	remaining := time.Duration(e.TTL) * time.Second
-	forTime := fmt.Sprintf("%s, for %.0f min", what, remaining.Minutes())
+	forTime := fmt.Sprintf("%s, for %d h %d min", what, remaining/time.Hour, remaining%time.Hour/time.Minute)
 	switch {
 	case e.TTL == 0:
 		return right(what)
@@ -332,7 +341,7 @@ func (f *PathFacts) passages(row row) (list []passage) {
 		list = append(list, passage{hopOutput, [][2]string{{"raw", "OUTPUT"}, {"mangle", "OUTPUT"}, {"filter", "OUTPUT"}}, sent, udp},
 			passage{hopInput, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}, got, udp})
 	}
-	if in != "" {
+	if in != "" && !f.elsewhere() { // or it comes to this host's own address
 		answer := Packet{In: row.Dev, Out: in, Src: f.Address, Dst: container, Protocol: "icmp", State: "ESTABLISHED"}
 		list = append(list, passage{hopReturn, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}, {"filter", "FORWARD"}}, answer, both})
 	}
@@ -370,12 +379,14 @@ func (f *PathFacts) pass(p passage) Hop {
 		switch {
 		case v.Accept && !hidden:
 			continue
+		case hidden && f.elsewhere():
+			return noted(what, "its source is replaced: "+v.Rule+" (table nat)")
 		case !v.Sure:
 			return unknown(what, fmt.Sprintf("%s (table %s), unless one of these decides first: %s", v.Rule, at[0], strings.Join(v.Doubtful, "; ")))
 		case hidden:
-			return wrong(what, fmt.Sprintf("its source is replaced, so the peer does not see the container: %s (table nat)", v.Rule), f.filterFix(at[0], v, p.accept))
+			return wrong(what, fmt.Sprintf("its source is replaced, so the peer does not see the container: %s (table nat)", v.Rule), f.filterFix(at[0], at[1], v, p.accept))
 		}
-		return wrong(what, fmt.Sprintf("dropped by %s (table %s)", v.Rule, at[0]), f.filterFix(at[0], v, p.accept))
+		return wrong(what, fmt.Sprintf("dropped by %s (table %s)", v.Rule, at[0]), f.filterFix(at[0], at[1], v, p.accept))
 	}
 	if len(doubtful) > 0 {
 		return unknown(what, "passes, unless one of these decides otherwise: "+strings.Join(doubtful, "; "))
@@ -383,9 +394,10 @@ func (f *PathFacts) pass(p passage) Hop {
 	return right(what)
 }
 
-// filterFix says how a packet gets past a rule: of Docker's, and past a policy, the agent's own rules let it.
-func (f *PathFacts) filterFix(table string, v Verdict, accept string) string {
-	insert := fmt.Sprintf("iptables -t %s -I %s %s", table, v.Chain, accept)
+// filterFix says how a packet that came to a chain gets past a rule: past Docker's, and past a policy of FORWARD, the agent's
+// own rules let it.
+func (f *PathFacts) filterFix(table, chain string, v Verdict, accept string) string {
+	insert := fmt.Sprintf("iptables -t %s -I %s %s", table, chain, accept)
 	docker := strings.HasPrefix(v.Chain, "DOCKER") || table == "raw" && strings.Contains(v.Rule, "! -i ") || v.Target == "MASQUERADE"
 	forwarded := v.Chain == "FORWARD" && v.Position == 0
 	switch h := f.Plan.Host(); {
@@ -406,12 +418,14 @@ func (f *PathFacts) local() Hop {
 }
 
 func (f *PathFacts) outside() Hop {
-	network := f.Plan.Host().Config.Range.Of(subnet.FamilyOf(f.Address)).Network
-	why := fmt.Sprintf("it is outside of the overlay's %s: this route is not the agent's", network)
-	if !f.Forwarded.Prefix.IsValid() || f.Forwarded.Type != "unicast" {
-		return wrong(f.Forwarded.String(), fmt.Sprintf("it is outside of the overlay's %s, and this host has no way there", network), "give the host a route: ip route add "+f.Address.String()+" via …")
+	why := "it is outside of the overlay, which has no addresses of its family"
+	if network := f.Plan.Host().Config.Range.Of(subnet.FamilyOf(f.Address)).Network; network.IsValid() {
+		why = fmt.Sprintf("it is outside of the overlay's %s", network)
 	}
-	return noted(f.Forwarded.String(), why)
+	if !f.Forwarded.Prefix.IsValid() || f.Forwarded.Type != "unicast" {
+		return wrong(f.Forwarded.String(), why+", and this host has no way there", "give the host a route: ip route add "+f.Address.String()+" via …")
+	}
+	return noted(f.Forwarded.String(), why+": this route is not the agent's")
 }
 
 // bridge judges the device that this host's own containers are behind.

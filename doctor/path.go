@@ -148,8 +148,10 @@ func (f *PathFacts) look(ctx context.Context, r Request) error {
 		note(hopDevice, err)
 		f.Links[name] = link
 	}
-	f.Bridge, err = k.Addresses(f.Plan.Host().Bridge)
-	note(hopBridge, err)
+	if bridge := f.Plan.Host().Bridge; bridge != "" {
+		f.Bridge, err = k.Addresses(bridge)
+		note(hopBridge, err)
+	}
 	f.lookAtRoutes(k, note)
 	f.Filter, err = ReadFilter(ctx)
 	note(hopFirewall, err)

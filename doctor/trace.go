@@ -11,7 +11,7 @@ import (
 
 // Trace is the path of a packet to an address, as it was found.
 type Trace struct {
-	API     int        `json:"api"` // APIVersion
+	API     int        `json:"api"` // api.Version
 	Address netip.Addr `json:"address"`
 	From    string     `json:"from,omitempty"` // the container
 	Whole   bool       `json:"whole"`          // nothing is wrong

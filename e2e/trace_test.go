@@ -194,6 +194,34 @@ func TestTrace(t *testing.T) {
 	})
 }
 
+// TestTraceFromDocker begins in containers that dockerd knows by name: on the overlay, on another of Docker's networks, in the
+// host's own, and in one that does not run.
+func TestTraceFromDocker(t *testing.T) {
+	l := newDockers(t, 2, "")
+	host, d, to := l.Nodes[0], l.daemons[0], l.containers[1].Address.String()
+	at := []string{"--docker-host", d.URL(), to, "--from"}
+	run := func(args ...string) {
+		t.Helper()
+		if _, err := d.Do(t.Context(), args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tracesClean(t, l.Lab, host, append(at, "web")...)
+	run("network", "create", "other")
+	for name, network := range map[string]string{"beside": "other", "within": "host"} {
+		if _, err := d.Run(t.Context(), name, "--network", network); err != nil {
+			t.Fatal(err)
+		}
+		tracesClean(t, l.Lab, host, append(at, name)...)
+	}
+	run("stop", "web")
+	for name, says := range map[string]string{"web": "does not run", "nosuch": "no container"} {
+		if out, code, stderr := trace(t, l.Lab, host, append(at, name)...); code != 2 || !strings.Contains(stderr, says) {
+			t.Errorf("from %s: exit code %d\n%s%s", name, code, stderr, out)
+		}
+	}
+}
+
 // revive has a host's agent put everything right, and kills it again.
 func revive(t *testing.T, l *lab.Lab, h *lab.Host) {
 	t.Helper()
