@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -25,6 +26,7 @@ type Store interface {
 	Changed() <-chan struct{}
 	Take() subnet.Update
 	Want(r subnet.Request)
+	Look(ctx context.Context, key string) (subnet.Look, error) // asks etcd itself, at once; "" for no key
 }
 
 // Kernel puts a State in force.
@@ -51,9 +53,13 @@ type Config struct {
 	SubnetFile string // path of the env file; relative to RunDir
 	StateFile  string // path of a copy of the env file that survives a reboot; "" for none
 	DaemonJSON string // path of dockerd's own config
+	Socket     string // path of the unix socket for the commands of this host; "" for none
 	Listen     string // address of the status server; "" for none
 	SetConfig  string // the command that stores the network config on its standard input, for an operator who has to
 	Version    string
+	Host       string   // this host's name, for people
+	Endpoints  []string // of etcd, for people
+	Probe      bool     // whether peers answer
 	Choice     backend.Choice
 	Options    backend.Options
 }
@@ -68,6 +74,8 @@ type Agent struct {
 	metrics  *metrics
 	registry *prometheus.Registry
 	notify   *notifier
+	journal  *journal
+	started  time.Time
 
 	mu    sync.Mutex // the status server reads state; the loop holds mu while it works
 	state state
@@ -78,9 +86,10 @@ func New(c Config, store Store, kernel Kernel, firewall Firewall, registry *prom
 	if !filepath.IsAbs(c.SubnetFile) {
 		c.SubnetFile = filepath.Join(c.RunDir, c.SubnetFile)
 	}
+	journal := newJournal()
 	return &Agent{
-		config: c, store: store, kernel: kernel, firewall: firewall, log: log, registry: registry,
-		metrics: newMetrics(registry, c.Version), notify: newNotifier(), state: newState(),
+		config: c, store: store, kernel: kernel, firewall: firewall, log: slog.New(recorder{log.Handler(), journal, nil}), registry: registry,
+		metrics: newMetrics(registry, c.Version), notify: newNotifier(), journal: journal, started: time.Now().UTC(), state: newState(),
 	}
 }
 
@@ -99,10 +108,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	socket, err := listenLocal(a.config.Socket)
+	if err != nil { // a host without a network would be worse
+		a.log.Warn("tulle status and the like can't ask this agent", "error", err)
+	}
 	a.state.previous = a.previous()
 	a.state.mark = a.marked()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return a.serve(ctx, listener) })
+	tasks.Go(func() error { return a.serve(ctx, socket) })
 	tasks.Go(func() error { return a.store.Run(ctx) })
 	tasks.Go(func() error { return a.kernel.Listen(ctx) })
 	tasks.Go(func() error { return a.firewall.Listen(ctx) })

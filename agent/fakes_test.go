@@ -43,6 +43,10 @@ func (s *fakeStore) publish(change func(u *subnet.Update)) {
 	ring(s.changed)
 }
 
+func (s *fakeStore) Look(context.Context, string) (subnet.Look, error) {
+	return subnet.Look{Members: []subnet.Member{{URL: "http://192.0.2.1:2379", Version: "3.7.3", Took: time.Millisecond, Clock: 3 * time.Second}}, Revision: 9}, nil
+}
+
 func (s *fakeStore) asked() []subnet.Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()

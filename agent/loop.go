@@ -46,11 +46,12 @@ type state struct {
 	failure  error                     // of the last pass
 	drift    map[string]int            // entries repaired, by table
 	warnings map[string]string         // what an operator should do something about, by topic
+	changed  map[string]time.Time      // when a lease last did, by key, if it has since the first plan
 	excluded []netip.Prefix            // of the network's range, for the underlay's sake
 }
 
 func newState() state {
-	return state{entries: map[string]subnet.Entry{}, rejected: map[string]subnet.Reject{}, said: map[string]string{}, drift: map[string]int{}, warnings: map[string]string{},
+	return state{entries: map[string]subnet.Entry{}, rejected: map[string]subnet.Reject{}, said: map[string]string{}, drift: map[string]int{}, warnings: map[string]string{}, changed: map[string]time.Time{},
 		failure: errors.New("nothing is programmed yet")}
 }
 
@@ -146,17 +147,19 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	if anew || a.state.failure != nil {
 		look = atEverything
 	}
-	var count map[string]int
+	a.state.noteChanged(u, started)
+	var done outcome
 	var err error
 	if look >= atHost {
 		a.state.take(u)
-		count, err = a.reconcile(ctx, look)
+		done, err = a.reconcile(ctx, look)
 	} else {
-		count, err = a.change(ctx, u, look)
+		done, err = a.change(ctx, u, look)
 	}
+	count := done.count()
 	a.metrics.changed(count)
 	if drift && sameUnderlay(before, a.state.plan) {
-		a.sayDrift(count)
+		a.sayDrift(done, count)
 	}
 	took := time.Since(started)
 	if look == atEverything {
@@ -165,6 +168,39 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	a.record(look, took, err)
 	a.sayPeers(u, news)
 	return err
+}
+
+// outcome is what a pass had to change.
+type outcome struct {
+	backend.Changes
+	chains int // of the packet filter
+}
+
+// count is the number of changed entries by table, the unchanged tables left out.
+func (o outcome) count() map[string]int {
+	count := o.Changes.Count()
+	if o.chains > 0 {
+		count["firewall"] = o.chains
+	}
+	return count
+}
+
+// noteChanged notes when leases changed, in u: not those that were there at first, of which nobody knows.
+func (s *state) noteChanged(u subnet.Update, now time.Time) {
+	if s.plan == nil {
+		return
+	}
+	for key, e := range u.Leases {
+		switch before, known := s.entries[key]; {
+		case e == (subnet.Entry{}):
+			delete(s.changed, key)
+		case !known || before.Lease != e.Lease:
+			s.changed[key] = now
+		}
+	}
+	if u.Reset {
+		maps.DeleteFunc(s.changed, func(key string, _ time.Time) bool { _, still := u.Leases[key]; return !still })
+	}
 }
 
 // looked says when the next look at everything is due, after one that took so long: with the tick that is nearest to the end of
@@ -182,21 +218,18 @@ func sameUnderlay(a, b *backend.Plan) bool {
 }
 
 // change applies what changed peers need, and compares the packet filter if that is asked for.
-func (a *Agent) change(ctx context.Context, u subnet.Update, look scope) (map[string]int, error) {
-	changes := a.state.update(u.Leases)
-	count, err := changes.Count(), a.kernel.Change(ctx, changes)
-	if look < atFirewall {
-		return count, err
+func (a *Agent) change(ctx context.Context, u subnet.Update, look scope) (done outcome, err error) {
+	done.Changes = a.state.update(u.Leases)
+	err = a.kernel.Change(ctx, done.Changes)
+	if look >= atFirewall {
+		err = errors.Join(err, a.filter(ctx, &done))
 	}
-	return count, errors.Join(err, a.filter(ctx, count))
+	return done, err
 }
 
-// filter compares the packet filter with the plan, and adds to count what it had to change.
-func (a *Agent) filter(ctx context.Context, count map[string]int) error {
-	n, err := a.firewall.Apply(ctx, a.state.plan.State().Firewall)
-	if n > 0 {
-		count["firewall"] = n
-	}
+// filter compares the packet filter with the plan, and notes what it had to change.
+func (a *Agent) filter(ctx context.Context, done *outcome) (err error) {
+	done.chains, err = a.firewall.Apply(ctx, a.state.plan.State().Firewall)
 	return err
 }
 
@@ -256,28 +289,26 @@ func checked(c subnet.StoredConfig) subnet.StoredConfig {
 
 // reconcile plans everything and puts it in force, as far as it is to look. While something is missing that a plan needs, what
 // is in force is kept up as it is.
-func (a *Agent) reconcile(ctx context.Context, look scope) (count map[string]int, err error) {
+func (a *Agent) reconcile(ctx context.Context, look scope) (done outcome, err error) {
 	before := a.state.plan
 	plan, err := a.replan()
 	if err == nil {
 		a.state.plan = plan
 	}
 	if plan = a.state.plan; plan == nil {
-		return nil, err
+		return done, err
 	}
 	want := plan.State()
 	a.notify.progress()
-	var changes backend.Changes
 	var applyErr error
 	if look == atEverything || plan != before || !a.kernel.Holds(want) {
-		changes, applyErr = a.kernel.Apply(ctx, want)
+		done.Changes, applyErr = a.kernel.Apply(ctx, want)
 	}
 	a.notify.progress()
-	for name, value := range changes.Sysctls.Set {
+	for name, value := range done.Sysctls.Set {
 		a.log.Info("sysctl set", "name", name, "value", value)
 	}
-	count = changes.Count()
-	return count, errors.Join(err, applyErr, a.filter(ctx, count), a.writeEnv(want.MTU), a.checkDocker(plan))
+	return done, errors.Join(err, applyErr, a.filter(ctx, &done), a.writeEnv(want.MTU), a.checkDocker(plan))
 }
 
 // errSaid marks an error of which another log line tells already. It adds nothing to the text.
@@ -472,9 +503,9 @@ func (a *Agent) sayLease(own subnet.Own) {
 
 // event is what happened to a peer.
 type event struct {
-	what string
 	key  string
 	ip   netip.Addr
+	what string
 }
 
 // news says who comes, goes and changes with u, if they are few. It must be asked before u is merged.
@@ -489,14 +520,27 @@ func (a *Agent) news(u subnet.Update) (events []event) {
 		case key == a.state.own.Lease.Key() || before.Lease.PublicIP == a.state.own.Lease.PublicIP || e.Err != nil:
 		case e == (subnet.Entry{}) && left: // it never was a peer
 		case e == (subnet.Entry{}) && known:
-			events = append(events, event{"peer left", key, before.Lease.PublicIP.V4})
+			events = append(events, event{key, before.Lease.PublicIP.V4, "left"})
 		case known:
-			events = append(events, event{"peer changed", key, e.Lease.PublicIP.V4})
+			events = append(events, event{key, e.Lease.PublicIP.V4, difference(before.Lease, e.Lease)})
 		default:
-			events = append(events, event{"peer joined", key, e.Lease.PublicIP.V4})
+			events = append(events, event{key, e.Lease.PublicIP.V4, "joined"})
 		}
 	}
 	return events
+}
+
+// difference says what is new about a peer.
+func difference(before, now subnet.Lease) string {
+	switch {
+	case before.PublicIP != now.PublicIP:
+		return fmt.Sprintf("has come from %s", before.PublicIP.V4)
+	case before.Backend != now.Backend:
+		return fmt.Sprintf("has changed its backend from %q to %q", before.Backend, now.Backend)
+	case before.Data != now.Data:
+		return "has another VTEP"
+	}
+	return "has renewed its key"
 }
 
 // sayPeers logs what happened to peers, those aside that are left out.
@@ -509,9 +553,22 @@ func (a *Agent) sayPeers(u subnet.Update, events []event) {
 	}
 	for _, e := range events {
 		if _, left := a.state.rejected[e.key]; !left {
-			a.log.Info(e.what, "lease", e.key, "public-ip", e.ip)
+			a.log.Info(fmt.Sprintf("peer %s (%s) %s", subnetName(e.key), e.ip, e.what), "lease", e.key, "public-ip", e.ip)
 		}
 	}
+}
+
+// subnetName is how people write what a key names.
+func subnetName(key string) string {
+	subnets, err := subnet.ParseKey(key)
+	if err != nil {
+		return abridged(key)
+	}
+	var names []string
+	for _, p := range subnets.All() {
+		names = append(names, p.String())
+	}
+	return strings.Join(names, ", ")
 }
 
 // sayRejected logs each lease that is left out once; of many at a time, how many.
@@ -549,10 +606,33 @@ func abridged(key string) string {
 	return key
 }
 
-func (a *Agent) sayDrift(count map[string]int) {
+// sayDrift logs what somebody else had done to what is ours: each entry, or of many at a time how many.
+func (a *Agent) sayDrift(done outcome, count map[string]int) {
 	for table, n := range count {
 		a.state.drift[table] += n
 		a.metrics.drifted(table, n)
-		a.log.Warn("somebody changed what is ours; restored", "table", table, "entries", n)
+		if n > talkative {
+			a.log.Warn(fmt.Sprintf("%d entries of table %s were deleted or changed by someone else, restored", n, table), "table", table, "entries", n)
+		}
 	}
+	var lines []string
+	for d := range done.Deviations() {
+		if count[d.Table] <= talkative {
+			lines = append(lines, drifted(d))
+		}
+	}
+	if done.chains > 0 {
+		lines = append(lines, fmt.Sprintf("the packet filter's rules were changed by someone else, restored (chains: %d)", done.chains))
+	}
+	slices.Sort(lines)
+	for _, line := range lines {
+		a.log.Warn(line)
+	}
+}
+
+func drifted(d backend.Deviation) string {
+	if d.Was == "added" {
+		return d.Object + " was added in our name by someone else, removed"
+	}
+	return fmt.Sprintf("%s was %s by someone else, restored", d.Object, d.Was)
 }

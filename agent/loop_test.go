@@ -93,8 +93,9 @@ func TestPeers(t *testing.T) {
 		if c := changes[2]; r.kernel.applies() != 1 || len(c.Routes.Del) != 1 || len(c.Neighbours.Del) != 1 || len(c.FDB.Del) != 1 {
 			r.Errorf("%d applies; a leave changes %+v", r.kernel.applies(), c)
 		}
-		r.wantLog(`level=INFO msg="peer joined" lease=10.5.2.0-24 public-ip=192.0.2.2`, `level=INFO msg="peer changed" lease=10.5.2.0-24 public-ip=192.0.2.77`,
-			`level=INFO msg="peer left" lease=10.5.2.0-24 public-ip=192.0.2.77`)
+		r.wantLog(`level=INFO msg="peer 10.5.2.0/24 (192.0.2.2) joined" lease=10.5.2.0-24 public-ip=192.0.2.2`,
+			`level=INFO msg="peer 10.5.2.0/24 (192.0.2.77) has come from 192.0.2.2" lease=10.5.2.0-24 public-ip=192.0.2.77`,
+			`level=INFO msg="peer 10.5.2.0/24 (192.0.2.77) left" lease=10.5.2.0-24 public-ip=192.0.2.77`)
 		r.put(peer(2), peer(3), peer(4), peer(5), peer(6), peer(7), peer(8), peer(9), peer(10))
 		r.wantReady(true, "10.5.1.0-24, 9 peers")
 		r.wantLog(`level=INFO msg="leases changed" count=9 revision=12`)
@@ -159,7 +160,7 @@ func TestRestFromLooks(t *testing.T) {
 		if r.kernel.applies() == kernel {
 			r.Error("what differs on the host is not mended with the next look at it")
 		}
-		r.wantLog(`level=INFO msg="sysctl set" name=net.ipv4.ip_forward value=1`, `level=WARN msg="somebody changed what is ours; restored" table=sysctl entries=1`)
+		r.wantLog(`level=INFO msg="sysctl set" name=net.ipv4.ip_forward value=1`, `level=WARN msg="sysctl net.ipv4.ip_forward was deleted by someone else, restored"`)
 
 		r.kernel.takes(time.Minute, &fakeFirewall{})
 		ring(r.kernel.doorbell)
@@ -192,7 +193,7 @@ func TestFailure(t *testing.T) {
 			r.Errorf("%d tries a minute after five minutes", n)
 		}
 		r.wantReady(false, "no buffer space")
-		r.wantLog(failing, `level=INFO msg="peer joined" lease=10.5.2.0-24 public-ip=192.0.2.2`)
+		r.wantLog(failing, `level=INFO msg="peer 10.5.2.0/24 (192.0.2.2) joined" lease=10.5.2.0-24 public-ip=192.0.2.2`)
 		r.kernel.fail(nil)
 		r.pass(retryMax)
 		r.wantReady(true, "10.5.1.0-24, 1 peers")
@@ -274,7 +275,7 @@ func TestUnusableConfig(t *testing.T) {
 					r.Errorf("asks for %+v, before for %+v", want, asked)
 				}
 				log := r.log.take()
-				if strings.Count(log, "\n") != 2 || !strings.HasPrefix(log, `level=ERROR msg="the network's config is not valid`) || !strings.Contains(log, c.text) || !strings.Contains(log, "peer joined") {
+				if strings.Count(log, "\n") != 2 || !strings.HasPrefix(log, `level=ERROR msg="the network's config is not valid`) || !strings.Contains(log, c.text) || !strings.Contains(log, ") joined") {
 					r.Errorf("logged:\n%s", log)
 				}
 				r.setConfig(vxlan)
@@ -305,7 +306,7 @@ func TestLeaseLost(t *testing.T) {
 		r.wantReady(false, "lease lost: out of subnets")
 		r.pass(time.Minute)
 		r.put(peer(3))
-		r.wantLog(`level=WARN msg="the lease is lost; the network stays as it is" error="out of subnets"`, `level=INFO msg="peer joined" lease=10.5.3.0-24 public-ip=192.0.2.3`)
+		r.wantLog(`level=WARN msg="the lease is lost; the network stays as it is" error="out of subnets"`, `level=INFO msg="peer 10.5.3.0/24 (192.0.2.3) joined" lease=10.5.3.0-24 public-ip=192.0.2.3`)
 		applied, _ := r.kernel.told()
 		for _, text := range applied[1:] {
 			if !strings.Contains(text, "address 10.5.1.1/24 dev docker0") || !strings.Contains(text, "route 10.5.2.0/24 ") {
@@ -342,7 +343,7 @@ func TestEtcdAway(t *testing.T) {
 			r.settle()
 		}
 		r.wantReady(true, "10.5.1.0-24, 0 peers; etcd out of reach, the network stays as it is: no connection to etcd")
-		if r.metric("tulle_etcd_connected") != 0 || r.agent.Status().Etcd != unreachable {
+		if r.metric("tulle_etcd_connected") != 0 || r.agent.Status().Etcd.Error != unreachable {
 			r.Errorf("status is %+v", r.agent.Status())
 		}
 		ring(r.kernel.doorbell) // the host heals itself meanwhile
@@ -372,7 +373,7 @@ func TestDrift(t *testing.T) {
 		r.firewall.finds(1)
 		ring(r.firewall.doorbell)
 		r.settle()
-		if d := r.agent.Status().Drift; len(d) != 2 || d["route"] != 2 || d["firewall"] != 2 {
+		if d := r.agent.Status().Repaired; len(d) != 2 || d["route"] != 2 || d["firewall"] != 2 {
 			r.Errorf("drift is %v", d)
 		}
 		if n := r.metric("tulle_drift_repaired_total route"); n != 2 {
@@ -381,12 +382,16 @@ func TestDrift(t *testing.T) {
 		if n := r.metric("tulle_changes_total route"); n != 4 {
 			r.Errorf("%v routes counted as changes", n)
 		}
-		if log := r.log.take(); strings.Count(log, `msg="somebody changed what is ours; restored"`) != 3 || strings.Count(log, "\n") != 3 {
+		if log := r.log.take(); log != `level=WARN msg="route to 10.5.0.0/24 was deleted by someone else, restored"
+level=WARN msg="route to 10.5.1.0/24 was deleted by someone else, restored"
+level=WARN msg="the packet filter's rules were changed by someone else, restored (chains: 1)"
+level=WARN msg="the packet filter's rules were changed by someone else, restored (chains: 1)"
+` {
 			r.Errorf("logged:\n%s", log)
 		}
 		r.kernel.finds(routes(2))
 		r.setConfig(`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`)
-		if n := r.agent.Status().Drift["route"]; n != 2 {
+		if n := r.agent.Status().Repaired["route"]; n != 2 {
 			r.Errorf("our own change counts as drift: %d", n)
 		}
 	})
@@ -413,7 +418,7 @@ func TestRejected(t *testing.T) {
 		r.wantLog(`level=WARN msg="lease left out" lease=10.5.2.0-24 reason=bad-mac detail="VtepMAC \"x\" is not a unicast Ethernet address"`,
 			`level=WARN msg="lease left out" lease=nonsense reason=bad-key detail="not a subnet"`)
 		r.wantReady(true, "10.5.1.0-24, 0 peers")
-		if n := r.agent.Status().Rejected; len(n) != 2 || n["bad-mac"] != 1 || n["bad-key"] != 1 || r.metric("tulle_leases_rejected bad-mac") != 1 {
+		if n := r.agent.Status().LeftOut; len(n) != 2 || n["bad-mac"] != 1 || n["bad-key"] != 1 || r.metric("tulle_leases_rejected bad-mac") != 1 {
 			r.Errorf("rejected are %v", n)
 		}
 		r.remove("nonsense")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -46,8 +47,11 @@ func newRig(t *testing.T, listen string) *rig {
 		}
 		return a
 	}})
-	config := Config{RunDir: filepath.Join(t.TempDir(), "run"), SubnetFile: "subnet.env", Listen: listen, SetConfig: "tulle config set -", Version: "1.2.3",
+	config := Config{RunDir: filepath.Join(t.TempDir(), "run"), SubnetFile: "subnet.env", Listen: listen, SetConfig: "tulle config set -", Version: "1.2.3", Host: "host1",
 		Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true}}
+	if listen != "" { // sockets would keep a bubble's clock from moving
+		config.Socket = api.Socket(config.RunDir)
+	}
 	r.agent = New(config, r.store, r.kernel, r.firewall, r.registry, slog.New(handler))
 	return r
 }

@@ -1,128 +1,212 @@
 package agent
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"net/http"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/tulle-net/tulle/agent/api"
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
-// Status is what /status answers, in JSON.
-type Status struct {
-	Version  string         `json:"version"`
-	Ready    bool           `json:"ready"`
-	Reason   string         `json:"reason"`
-	Lease    string         `json:"lease,omitempty"`   // key of the lease held, as in 10.5.1.0-24
-	Expires  *time.Time     `json:"expires,omitempty"` // absent for a reservation
-	PublicIP netip.Addr     `json:"public_ip"`
-	Device   string         `json:"device,omitempty"` // underlay
-	MTU      int            `json:"mtu,omitempty"`    // of the overlay, bytes
-	Etcd     string         `json:"etcd"`             // "connected", or why not
-	Revision int64          `json:"etcd_revision"`
-	Peers    int            `json:"peers"`
-	Rejected map[string]int `json:"rejected,omitempty"` // leases left out, by reason
-	Drift    map[string]int `json:"drift_repaired,omitempty"`
-	Warnings []string       `json:"warnings,omitempty"` // what an operator should do something about
-}
-
 // Status returns how the agent is.
-func (a *Agent) Status() Status {
+func (a *Agent) Status() api.Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := &a.state
-	status := Status{Version: a.config.Version, Etcd: "connected", Revision: s.revision, Lease: s.own.Lease.Key(), Rejected: map[string]int{}, Drift: map[string]int{}}
+	status := api.Status{API: api.Version, Version: a.config.Version, Host: a.config.Host, Started: a.started,
+		Lease: s.lease(), LeftOut: map[string]int{}, Repaired: maps.Clone(s.drift), Probing: a.config.Probe,
+		Etcd:   api.EtcdState{Connected: s.etcd == nil, Revision: s.revision, Endpoints: a.config.Endpoints},
+		Docker: api.DockerState{Bridge: a.config.Options.Bridge, EnvFile: a.config.SubnetFile}}
 	status.Ready, status.Reason = s.ready()
 	if s.etcd != nil {
-		status.Etcd = s.etcd.Error()
-	}
-	if at := expiry(s.own).UTC(); !at.IsZero() {
-		status.Expires = &at
+		status.Etcd.Error = s.etcd.Error()
 	}
 	for _, topic := range slices.Sorted(maps.Keys(s.warnings)) {
 		status.Warnings = append(status.Warnings, s.warnings[topic])
 	}
-	for table, n := range s.drift {
-		status.Drift[table] = n
-	}
 	if s.plan == nil {
 		return status
 	}
-	u := s.plan.Host().Underlay
-	status.PublicIP, status.Device = u.Public.V4, u.Device
-	status.MTU, status.Peers = s.plan.State().MTU, len(s.plan.State().Routes)
+	status.Network, status.Underlay = network(s.plan), underlay(s.plan.Host().Underlay)
+	status.Docker.Problem = cmp.Or(s.warnings["bridge"], s.warnings["daemon.json"])
+	if status.Docker.Bridge != "" {
+		status.Docker.Addresses, _ = a.kernel.Addresses(status.Docker.Bridge) // an error is the loop's to tell
+	}
+	status.Peers = a.peerCount()
 	for _, r := range s.plan.Rejected() {
-		status.Rejected[string(r.Reason)]++
+		status.LeftOut[string(r.Reason)]++
 	}
 	return status
 }
 
-// listen opens the status server's socket; nil for no address.
-func listen(address string) (net.Listener, error) {
-	if address == "" {
-		return nil, nil
-	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("--listen %s: %w: is another agent running here? --listen= switches the status server off", address, err)
-	}
-	return l, nil
-}
-
-// serve answers until ctx ends.
-func (a *Agent) serve(ctx context.Context, l net.Listener) error {
-	if l == nil {
+// lease is what is held, for the API.
+func (s *state) lease() *api.Lease {
+	if !s.own.Held() {
 		return nil
 	}
-	server := &http.Server{Handler: crash(a.handler()), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("status server: %w", err)
+	l := &api.Lease{Key: s.own.Lease.Key(), Subnets: values(s.own.Lease.Subnet), Reserved: s.own.Reserved}
+	if at := expiry(s.own).UTC(); !at.IsZero() {
+		l.Expires = &at
+		renewed := at.Add(-s.own.TTL)
+		l.Renewed = &renewed
 	}
-	return nil
+	return l
 }
 
-// crash makes a handler's panic end the process, as it does anywhere else: net/http would log it and go on, with who knows
-// what lock held.
-func crash(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
-			if p := recover(); p != nil {
-				stack := debug.Stack()
-				go func() { panic(fmt.Sprintf("%v\n%s", p, stack)) }()
-				select {}
-			}
-		}()
-		h.ServeHTTP(w, r)
-	})
+// values are those of a pair that are there, IPv4 first.
+func values[T interface {
+	comparable
+	IsValid() bool
+}](p subnet.Pair[T]) (list []T) {
+	for _, v := range p.All() {
+		list = append(list, v)
+	}
+	return list
 }
 
-func (a *Agent) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		status := a.Status()
-		if !status.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
+func network(p *backend.Plan) api.Network {
+	n := api.Network{Backend: cmp.Or(p.Host().Config.Backend.Type, "vxlan"), MTU: p.State().MTU}
+	for _, r := range p.Host().Config.Range.All() {
+		n.Ranges = append(n.Ranges, r.Network)
+	}
+	for name, l := range p.State().Links {
+		if l.Kind == backend.KindVXLAN {
+			n.Device, n.VNI, n.Port = name, l.VXLAN.VNI, l.VXLAN.Port
 		}
-		fmt.Fprintln(w, status.Reason)
-	})
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(a.Status()) // the client is gone: nobody to tell
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{}))
-	return mux
+	}
+	return n
+}
+
+func underlay(u backend.Underlay) api.Underlay {
+	return api.Underlay{Device: u.Device, MTU: u.MTU, Addresses: values(u.Local), PublicIPs: values(u.Public)}
+}
+
+// peerCount counts the peers that are programmed.
+func (a *Agent) peerCount() api.PeerCount {
+	total := len(a.state.plan.State().Routes)
+	return api.PeerCount{Total: total, Unknown: total}
+}
+
+// Peers returns how each peer is, by subnet; those that are left out, too.
+func (a *Agent) Peers() api.Peers {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := &a.state
+	peers := make([]api.Peer, 0, len(s.entries))
+	for key, e := range s.entries {
+		if key != s.own.Lease.Key() && !(e.Reserved && e.Lease.Idle()) {
+			peers = append(peers, a.peer(key, e))
+		}
+	}
+	slices.SortFunc(peers, comparePeers)
+	return api.Peers{API: api.Version, Peers: peers}
+}
+
+func (a *Agent) peer(key string, e subnet.Entry) api.Peer {
+	s := &a.state
+	p := api.Peer{Key: key, Subnets: values(e.Lease.Subnet), PublicIPs: values(e.Lease.PublicIP), State: api.Unknown}
+	if at, ok := s.changed[key]; ok {
+		at = at.UTC()
+		p.Changed = &at
+	}
+	switch {
+	case s.plan == nil:
+		p.Why = "nothing is programmed yet"
+	case e.Err != nil:
+		p.State, p.Why = api.LeftOut, e.Err.Error()
+	}
+	if s.plan != nil {
+		if r, left := s.plan.Rejected()[key]; left {
+			p.State, p.Why = api.LeftOut, r.Error()
+		}
+	}
+	return p
+}
+
+// comparePeers orders peers by their subnets; those without one come last.
+func comparePeers(a, b api.Peer) int {
+	if len(a.Subnets) == 0 || len(b.Subnets) == 0 {
+		return cmp.Or(cmp.Compare(len(b.Subnets), len(a.Subnets)), cmp.Compare(a.Key, b.Key))
+	}
+	return cmp.Or(a.Subnets[0].Compare(b.Subnets[0]), cmp.Compare(a.Key, b.Key))
+}
+
+// View returns what the agent plans from; of the leases, if address is valid, only those that cover it, and this host's own.
+func (a *Agent) View(address netip.Addr) api.View {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := &a.state
+	v := api.View{API: api.Version, Version: a.config.Version, Revision: s.revision, Config: s.config.Text, Options: a.options(),
+		Leases: map[string]api.StoredLease{}}
+	if s.own.Held() {
+		v.Self = stored(s.own.Lease.Key(), subnet.Entry{Lease: s.own.Lease, Reserved: s.own.Reserved})
+	}
+	var rejected map[string]subnet.Reject
+	if s.plan != nil {
+		v.Underlay, rejected = s.plan.Host().Underlay, s.plan.Rejected()
+	}
+	for key, e := range s.entries {
+		if address.IsValid() && !covers(e.Lease, address) && key != v.Self.Key {
+			continue
+		}
+		l := stored(key, e)
+		if r, left := rejected[key]; left {
+			l.LeftOut = r.Error()
+		}
+		v.Leases[key] = l
+	}
+	return v
+}
+
+// stored is an entry as it is stored in etcd; without a value, if that can't be read.
+func stored(key string, e subnet.Entry) api.StoredLease {
+	l := api.StoredLease{Key: key, Created: e.Created, Reserved: e.Reserved}
+	if e.Err == nil {
+		l.Value = string(e.Lease.MarshalValue())
+	}
+	return l
+}
+
+func covers(l subnet.Lease, a netip.Addr) bool {
+	for _, p := range l.Subnet.All() {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Etcd asks etcd how it is, and what is stored under key unless that is "".
+func (a *Agent) Etcd(ctx context.Context, key string) api.Etcd {
+	look, err := a.store.Look(ctx, key)
+	e := api.Etcd{API: api.Version, Endpoints: []api.EtcdEndpoint{}, Revision: look.Revision, TTL: look.TTL.Seconds()}
+	if err != nil {
+		e.Error = err.Error()
+	}
+	for _, m := range look.Members {
+		endpoint := api.EtcdEndpoint{URL: m.URL, Version: m.Version, Took: m.Took.Seconds(), Clock: m.Clock.Round(time.Second).Seconds()}
+		if m.Err != nil {
+			endpoint.Error = m.Err.Error()
+		}
+		e.Endpoints = append(e.Endpoints, endpoint)
+	}
+	if look.Entry != nil {
+		l := stored(key, *look.Entry)
+		if look.Entry.Err != nil {
+			l.LeftOut = fmt.Sprint(look.Entry.Err)
+		}
+		e.Lease = &l
+	}
+	return e
+}
+
+// Mesh returns the round trips between all hosts, as far as they are known here.
+func (a *Agent) Mesh() api.Mesh {
+	return api.Mesh{API: api.Version, Hosts: []api.MeshHost{}, RTT: [][]*float64{}}
 }

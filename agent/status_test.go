@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -28,7 +30,7 @@ func (r *rig) get(method, path string) (int, string) {
 
 func TestHTTP(t *testing.T) {
 	bubble(t, func(r *rig) {
-		for _, path := range []string{"/healthz", "/readyz", "/status", "/metrics"} {
+		for _, path := range []string{"/healthz", "/readyz", api.PathStatus, "/metrics"} {
 			for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
 				if code, _ := r.get(method, path); code != http.StatusMethodNotAllowed {
 					r.Errorf("%s %s: %d", method, path, code)
@@ -43,7 +45,10 @@ func TestHTTP(t *testing.T) {
 		}
 		want("/healthz", 200, "alive\n")
 		want("/readyz", 503, "nothing is programmed yet\n")
-		want("/", 404, "404 page not found\n")
+		want("/nothing", 404, "404 page not found\n")
+		if code, text := r.get(http.MethodGet, "/"); code != 200 || !strings.Contains(text, "nothing is programmed yet") {
+			r.Errorf("the page: %d %s", code, text)
+		}
 		want("/debug/pprof/", 404, "404 page not found\n")
 		r.ready()
 		want("/readyz", 200, "10.5.1.0-24, 0 peers\n")
@@ -55,16 +60,36 @@ func TestHTTP(t *testing.T) {
 
 func TestStatusJSON(t *testing.T) {
 	bubble(t, func(r *rig) {
-		if _, text := r.get(http.MethodGet, "/status"); strings.TrimSpace(text) != strings.TrimSpace(`
-{
+		status := func() string {
+			_, text := r.get(http.MethodGet, api.PathStatus)
+			return strings.ReplaceAll(text, r.agent.config.RunDir, "/run/tulle")
+		}
+		if text := status(); text != `{
+  "api": 1,
   "version": "1.2.3",
+  "host": "host1",
+  "started": "2000-01-01T00:00:00Z",
   "ready": false,
   "reason": "nothing is programmed yet",
-  "public_ip": "",
-  "etcd": "connected",
-  "etcd_revision": 0,
-  "peers": 0
-}`) {
+  "network": {},
+  "underlay": {},
+  "etcd": {
+    "connected": true,
+    "revision": 0
+  },
+  "docker": {
+    "bridge": "docker0",
+    "env_file": "/run/tulle/subnet.env"
+  },
+  "peers": {
+    "total": 0,
+    "reachable": 0,
+    "unreachable": 0,
+    "unknown": 0
+  },
+  "probing": false
+}
+` {
 			r.Errorf("at first\n%s", text)
 		}
 		r.ready()
@@ -74,35 +99,154 @@ func TestStatusJSON(t *testing.T) {
 		r.kernel.finds(routes(1))
 		ring(r.kernel.doorbell)
 		r.settle()
-		if _, text := r.get(http.MethodGet, "/status"); strings.TrimSpace(text) != strings.TrimSpace(`
-{
+		if text := status(); text != `{
+  "api": 1,
   "version": "1.2.3",
+  "host": "host1",
+  "started": "2000-01-01T00:00:00Z",
   "ready": true,
   "reason": "10.5.1.0-24, 1 peers",
-  "lease": "10.5.1.0-24",
-  "expires": "2023-11-15T22:13:20Z",
-  "public_ip": "192.0.2.1",
-  "device": "eth0",
-  "mtu": 1450,
-  "etcd": "connected",
-  "etcd_revision": 3,
-  "peers": 1,
-  "rejected": {
+  "lease": {
+    "key": "10.5.1.0-24",
+    "subnets": [
+      "10.5.1.0/24"
+    ],
+    "expires": "2023-11-15T22:13:20Z",
+    "renewed": "2023-11-14T22:13:20Z"
+  },
+  "network": {
+    "ranges": [
+      "10.5.0.0/16"
+    ],
+    "backend": "vxlan",
+    "device": "tulle.1",
+    "vni": 1,
+    "port": 8472,
+    "mtu": 1450
+  },
+  "underlay": {
+    "device": "eth0",
+    "mtu": 1500,
+    "addresses": [
+      "192.0.2.1"
+    ],
+    "public_ips": [
+      "192.0.2.1"
+    ]
+  },
+  "etcd": {
+    "connected": true,
+    "revision": 3
+  },
+  "docker": {
+    "bridge": "docker0",
+    "addresses": [
+      "10.5.1.1/24"
+    ],
+    "env_file": "/run/tulle/subnet.env"
+  },
+  "peers": {
+    "total": 1,
+    "reachable": 0,
+    "unreachable": 0,
+    "unknown": 1
+  },
+  "left_out": {
     "own-address": 1
   },
-  "drift_repaired": {
+  "repaired": {
     "route": 1
-  }
-}`) {
+  },
+  "probing": false
+}
+` {
 			r.Errorf("in the end\n%s", text)
 		}
 		r.own(func(o *subnet.Own) { o.Reserved, o.TTL = true, 0 })
-		_, text := r.get(http.MethodGet, "/status")
-		var fields map[string]any
-		if err := json.Unmarshal([]byte(text), &fields); err != nil || fields["expires"] != nil {
-			r.Errorf("a reservation, %v:\n%s", err, text)
+		if l := r.agent.Status().Lease; l == nil || l.Expires != nil || !l.Reserved {
+			r.Errorf("a reservation: %+v", l)
 		}
 	})
+}
+
+func TestPeersTold(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.ready()
+		bad := peer(3)
+		bad.Lease.PublicIP.V4 = r.kernel.underlay.Public.V4
+		unreadable := subnet.Entry{Err: subnet.Rejectf(subnet.BadKey, "not a subnet")}
+		r.store.publish(func(u *subnet.Update) { u.Leases["nonsense"] = unreadable })
+		r.put(peer(12), peer(2), bad)
+		if text, err := json.Marshal(r.agent.Peers()); err != nil || string(text) != `{"api":1,"peers":[`+
+			`{"key":"10.5.2.0-24","subnets":["10.5.2.0/24"],"public_ips":["192.0.2.2"],"state":"unknown","changed":"2000-01-01T00:00:00.2Z"},`+
+			`{"key":"10.5.3.0-24","subnets":["10.5.3.0/24"],"public_ips":["192.0.2.1"],"state":"left-out","why":"own-address: 192.0.2.1 is this host's own address","changed":"2000-01-01T00:00:00.2Z"},`+
+			`{"key":"10.5.12.0-24","subnets":["10.5.12.0/24"],"public_ips":["192.0.2.12"],"state":"unknown","changed":"2000-01-01T00:00:00.2Z"},`+
+			`{"key":"nonsense","state":"left-out","why":"bad-key: not a subnet","changed":"2000-01-01T00:00:00.2Z"}]}` {
+			r.Errorf("%s, %v", text, err)
+		}
+	})
+}
+
+func TestView(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.ready()
+		r.put(peer(2), peer(3))
+		v := r.agent.View(netip.MustParseAddr("10.5.3.7"))
+		if len(v.Leases) != 1 || v.Leases["10.5.3.0-24"].Value != string(peer(3).Lease.MarshalValue()) || v.Leases["10.5.3.0-24"].Created != 3 {
+			r.Errorf("leases that cover 10.5.3.7: %+v", v.Leases)
+		}
+		if v.Config != vxlan || v.Self.Key != "10.5.1.0-24" || v.Underlay.Device != "eth0" || v.Options.Bridge != "docker0" {
+			r.Errorf("%+v", v)
+		}
+		if all := r.agent.View(netip.Addr{}).Leases; len(all) != 2 {
+			r.Errorf("all leases: %+v", all)
+		}
+		if code, text := r.get(http.MethodGet, api.PathView+"?address=web"); code != 400 || text != `{"error":"address: \"web\" is not an IP address"}`+"\n" {
+			r.Errorf("%d %s", code, text)
+		}
+	})
+}
+
+func TestEtcdNow(t *testing.T) {
+	bubble(t, func(r *rig) {
+		if text, err := json.Marshal(r.agent.Etcd(t.Context(), "")); err != nil || string(text) !=
+			`{"api":1,"endpoints":[{"url":"http://192.0.2.1:2379","version":"3.7.3","took_seconds":0.001,"clock_seconds":3}],"revision":9,"ttl_seconds":0}` {
+			r.Errorf("%s, %v", text, err)
+		}
+	})
+}
+
+// Who asks an address of this host's own must be of this host, and mean it.
+func TestGuard(t *testing.T) {
+	ask := func(listens, from, host string) int {
+		address, err := net.ResolveTCPAddr("tcp", listens)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request := httptest.NewRequest(http.MethodGet, "/", nil)
+		request.RemoteAddr, request.Host = from, host
+		answer := httptest.NewRecorder()
+		guard(address, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(answer, request)
+		return answer.Code
+	}
+	for _, c := range []struct {
+		listens, from, host string
+		want                int
+	}{
+		{"127.0.0.1:9494", "127.0.0.1:4000", "127.0.0.1:9494", 200},
+		{"127.0.0.1:9494", "127.0.0.1:4000", "localhost:9494", 200},
+		{"127.0.0.1:9494", "127.0.0.1:4000", "localhost", 200},
+		{"[::1]:9494", "[::1]:4000", "[::1]:9494", 200},
+		{"127.0.0.1:9494", "192.0.2.1:4000", "127.0.0.1:9494", 403},
+		{"127.0.0.1:9494", "127.0.0.1:4000", "evil.example:9494", 403},
+		{"127.0.0.1:9494", "127.0.0.1:4000", "127.0.0.1.evil.example", 403},
+		{"0.0.0.0:9494", "192.0.2.1:4000", "host1:9494", 200},
+		{"192.0.2.2:9494", "192.0.2.1:4000", "host1:9494", 200},
+	} {
+		if got := ask(c.listens, c.from, c.host); got != c.want {
+			t.Errorf("%+v: %d", c, got)
+		}
+	}
 }
 
 func TestMetrics(t *testing.T) {

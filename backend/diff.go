@@ -6,7 +6,10 @@ import (
 )
 
 // Delta is what to do to one table: entries to set (to add, or to change), and entries to delete as they are now.
-type Delta[K, V comparable] struct{ Set, Del map[K]V }
+type Delta[K, V comparable] struct {
+	Set, Del map[K]V
+	Was      map[K]V // of a comparison: what those entries of Set are now that are there; nil if none is
+}
 
 // Len is the number of entries in d.
 func (d Delta[K, V]) Len() int { return len(d.Set) + len(d.Del) }
@@ -70,11 +73,15 @@ func (c *Comparison[K, V]) See(k K, have V) {
 	case !wanted:
 		c.Del[k] = have
 	case want != have:
-		c.Set[k] = want
+		if c.Was == nil {
+			c.Was = map[K]V{}
+		}
+		c.Set[k], c.Was[k] = want, have
 	case c.glance:
 		c.same++
 	default:
 		delete(c.Set, k)
+		delete(c.Was, k)
 	}
 }
 

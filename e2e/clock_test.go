@@ -163,10 +163,10 @@ func well(t *testing.T, h *lab.Host) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status.Etcd != "connected" || len(status.Warnings) > 0 || status.Expires == nil {
+	if !status.Etcd.Connected || len(status.Warnings) > 0 || status.Lease.Expires == nil {
 		t.Fatalf("%s: %+v", h.Name, status)
 	}
-	if left := time.Until(*status.Expires).Round(time.Minute); left < 23*time.Hour || left > 24*time.Hour {
+	if left := time.Until(*status.Lease.Expires).Round(time.Minute); left < 23*time.Hour || left > 24*time.Hour {
 		t.Errorf("%s says that its lease expires in %s", h.Name, left)
 	}
 }
@@ -195,8 +195,8 @@ func restartEtcd(t *testing.T, l *lab.Lab) {
 	reached := func(want bool) func() error {
 		return func() error {
 			for _, h := range l.Nodes {
-				if status, err := h.Status(t.Context()); err != nil || (status.Etcd == "connected") != want {
-					return fmt.Errorf("%s: etcd is %q, %w", h.Name, status.Etcd, err)
+				if status, err := h.Status(t.Context()); err != nil || status.Etcd.Connected != want {
+					return fmt.Errorf("%s: etcd is %q, %w", h.Name, status.Etcd.Error, err)
 				}
 			}
 			return nil

@@ -18,7 +18,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
-	"github.com/tulle-net/tulle/agent"
+	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/e2e/lab"
 )
 
@@ -159,7 +159,7 @@ func TestEtcdNoSpace(t *testing.T) {
 	fill(t, l)
 	began := time.Now()
 	eventually(t, noticeLimit, "all agents report NOSPACE", func() error {
-		return every(t, func(s agent.Status) bool { return reports(s, "NOSPACE") }, l.Nodes...)
+		return every(t, func(s api.Status) bool { return reports(s, "NOSPACE") }, l.Nodes...)
 	})
 	t.Logf("reported after %s", since(began))
 	h := l.Nodes[0]
@@ -179,7 +179,7 @@ func TestEtcdNoSpace(t *testing.T) {
 	eventually(t, noticeLimit, "the new host is ready", func() error { return late.Ready(t.Context()) })
 	t.Logf("the new host is ready after %s", since(began))
 	eventually(t, noticeLimit, "the report goes away", func() error {
-		return every(t, func(s agent.Status) bool { return s.Etcd == "connected" && s.Peers == 3 && !reports(s, "NOSPACE") }, l.Nodes...)
+		return every(t, func(s api.Status) bool { return s.Etcd.Connected && s.Peers.Total == 3 && !reports(s, "NOSPACE") }, l.Nodes...)
 	})
 	t.Logf("the report is gone after %s", since(began))
 	flows.wantNoneLost(t)
@@ -196,7 +196,7 @@ func TestEtcdLongAway(t *testing.T) {
 	launch(t, l, restarted)
 	wantReported(t, l.Nodes...)
 	steadily(t, 40*time.Second, "agents that run stay ready", func() error {
-		return every(t, func(s agent.Status) bool { return s.Ready && s.Peers == 2 }, others...)
+		return every(t, func(s api.Status) bool { return s.Ready && s.Peers.Total == 2 }, others...)
 	})
 	must(t, l.StartEtcd(t.Context()))
 	began := time.Now()
@@ -457,7 +457,7 @@ func steadily(t *testing.T, span time.Duration, what string, condition func() er
 }
 
 // every fails unless all hosts' status is as asked.
-func every(t *testing.T, asked func(agent.Status) bool, hosts ...*lab.Host) error {
+func every(t *testing.T, asked func(api.Status) bool, hosts ...*lab.Host) error {
 	t.Helper()
 	for _, h := range hosts {
 		status, err := h.Status(t.Context())
@@ -465,7 +465,7 @@ func every(t *testing.T, asked func(agent.Status) bool, hosts ...*lab.Host) erro
 			return err
 		}
 		if !asked(status) {
-			return fmt.Errorf("%s: ready %t, %s; etcd %s; %d peers; warnings %q", h.Name, status.Ready, status.Reason, status.Etcd, status.Peers, status.Warnings)
+			return fmt.Errorf("%s: ready %t, %s; etcd %s; %d peers; warnings %q", h.Name, status.Ready, status.Reason, status.Etcd.Error, status.Peers.Total, status.Warnings)
 		}
 	}
 	return nil
@@ -473,7 +473,7 @@ func every(t *testing.T, asked func(agent.Status) bool, hosts ...*lab.Host) erro
 
 func connected(t *testing.T, hosts ...*lab.Host) error {
 	t.Helper()
-	return every(t, func(s agent.Status) bool { return s.Etcd == "connected" }, hosts...)
+	return every(t, func(s api.Status) bool { return s.Etcd.Connected }, hosts...)
 }
 
 func wantConnected(t *testing.T, hosts ...*lab.Host) {
@@ -484,19 +484,19 @@ func wantConnected(t *testing.T, hosts ...*lab.Host) {
 func wantReported(t *testing.T, hosts ...*lab.Host) {
 	t.Helper()
 	eventually(t, reportLimit, "hosts report that etcd is out of reach", func() error {
-		return every(t, func(s agent.Status) bool { return s.Etcd != "connected" }, hosts...)
+		return every(t, func(s api.Status) bool { return !s.Etcd.Connected }, hosts...)
 	})
 }
 
 // peers fails unless all hosts are ready and have programmed n peers.
 func peers(t *testing.T, n int, hosts ...*lab.Host) error {
 	t.Helper()
-	return every(t, func(s agent.Status) bool { return s.Ready && s.Peers == n }, hosts...)
+	return every(t, func(s api.Status) bool { return s.Ready && s.Peers.Total == n }, hosts...)
 }
 
 // reports tells whether a status speaks of something.
-func reports(s agent.Status, what string) bool {
-	return strings.Contains(strings.Join(append(s.Warnings, s.Etcd), "\n"), what)
+func reports(s api.Status, what string) bool {
+	return strings.Contains(strings.Join(append(s.Warnings, s.Etcd.Error), "\n"), what)
 }
 
 // sayings is how often each host has logged that etcd is out of reach.

@@ -267,7 +267,7 @@ func repaired(t *testing.T, h *lab.Host, table string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return status.Drift[table]
+	return status.Repaired[table]
 }
 
 // startFlows starts pings between all pairs of containers.

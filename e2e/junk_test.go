@@ -188,8 +188,8 @@ func TestJunk(t *testing.T) {
 	t.Run("left out", func(t *testing.T) {
 		eventually(t, 10*time.Second, "all junk is counted", func() error {
 			status, err := h.Status(t.Context())
-			if err == nil && !maps.Equal(status.Rejected, want) {
-				err = fmt.Errorf("left out are %v, want %v", status.Rejected, want)
+			if err == nil && !maps.Equal(status.LeftOut, want) {
+				err = fmt.Errorf("left out are %v, want %v", status.LeftOut, want)
 			}
 			return err
 		})
@@ -219,8 +219,8 @@ func TestJunk(t *testing.T) {
 		}
 		eventually(t, 10*time.Second, "nothing is left out any more", func() error {
 			status, err := h.Status(t.Context())
-			if err == nil && (len(status.Rejected) > 0 || status.Peers != 2) {
-				err = fmt.Errorf("%d peers; left out are %v", status.Peers, status.Rejected)
+			if err == nil && (len(status.LeftOut) > 0 || status.Peers.Total != 2) {
+				err = fmt.Errorf("%d peers; left out are %v", status.Peers.Total, status.LeftOut)
 			}
 			return err
 		})
@@ -336,7 +336,8 @@ func testJunkText(t *testing.T, l *lab.Lab, h *lab.Host) {
 		t.Fatal(err)
 	}
 	tame(t, "tulle lease ls", list)
-	tame(t, "tulle status", in(t, h.Namespace, binary, "status"))
+	tame(t, "tulle status", in(t, h.Namespace, binary, "status", "--wide", "--run-dir", h.RunDir))
+	tame(t, "tulle events", in(t, h.Namespace, binary, "events", "--run-dir", h.RunDir))
 }
 
 // tame fails if a text has control characters in it, or others that a terminal acts upon, or very long lines.

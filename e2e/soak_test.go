@@ -312,8 +312,8 @@ func (s *soak) well(h *lab.Host) error {
 	if err != nil {
 		return err
 	}
-	if status.Etcd != "connected" || status.Lease != key(s.T, h) {
-		return fmt.Errorf("etcd %s; it holds %s, not %s", status.Etcd, status.Lease, key(s.T, h))
+	if !status.Etcd.Connected || status.Lease == nil || status.Lease.Key != key(s.T, h) {
+		return fmt.Errorf("etcd %s; it holds %+v, not %s", status.Etcd.Error, status.Lease, key(s.T, h))
 	}
 	var routes, neighbours, fdb []string
 	for _, o := range s.lab.Nodes {

@@ -223,8 +223,8 @@ func testSuspend(t *testing.T, suspend func(*testing.T, *lab.Host) (resume func(
 			return errors.New("the peer that joined is not there:\n" + view)
 		}
 		status, err := h.Status(t.Context())
-		if err == nil && (!status.Ready || status.Etcd != "connected") {
-			err = fmt.Errorf("ready %t, etcd %s", status.Ready, status.Etcd)
+		if err == nil && (!status.Ready || !status.Etcd.Connected) {
+			err = fmt.Errorf("ready %t, etcd %s", status.Ready, status.Etcd.Error)
 		}
 		return err
 	})

@@ -89,3 +89,20 @@ func (u Update) Merge(entries map[string]Entry) map[string]Entry {
 	}
 	return entries
 }
+
+// Look is what etcd says at one moment.
+type Look struct {
+	Members  []Member
+	Revision int64         // 0: no member said
+	Entry    *Entry        // under the key that was asked for; nil if nothing is
+	TTL      time.Duration // what that entry has left; 0 if it does not expire
+}
+
+// Member is one of etcd's members, as it answers.
+type Member struct {
+	URL     string
+	Err     error
+	Version string
+	Took    time.Duration // for a read that all members agreed to
+	Clock   time.Duration // how far its clock is ahead of ours, to about a second; 0 if it does not say
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tulle-net/tulle/agent"
+	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/backend/netfilter"
@@ -23,7 +24,7 @@ import (
 
 // filesFlags say where the agent's files are.
 type filesFlags struct {
-	RunDir     string `default:"/run/tulle" help:"Directory for the env file and the lock (default ${default})." placeholder:"DIR"`
+	RunDir     string `default:"/run/tulle" help:"Directory for the env file, the lock and the status socket (default ${default})." placeholder:"DIR"`
 	SubnetFile string `default:"subnet.env" help:"Env file, relative to the run directory (default ${default})." placeholder:"FILE"`
 	StateDir   string `help:"Directory for a copy of the env file that survives a reboot (default /var/lib/tulle; none with a --run-dir of your own)." placeholder:"DIR"`
 }
@@ -56,7 +57,8 @@ type agentCmd struct {
 	Bridge       string        `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
 	AttachAddrs  int           `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
 	DaemonJSON   string        `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
-	Listen       string        `default:"127.0.0.1:9494" help:"Where to serve /status, /healthz, /readyz and /metrics; empty for nowhere (default ${default})." placeholder:"ADDR"`
+	Listen       string        `default:"127.0.0.1:9494" help:"Where to serve a page for people, and /healthz, /readyz, /metrics and /v1/ for programs; empty for nowhere (default ${default}: only for this host)." placeholder:"ADDR"`
+	Probe        bool          `default:"true" negatable:"" help:"Ask peers for an answer, over the overlay and the underlay, to see whether they are reachable: at most 5 a second."`
 	LogLevel     string        `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat    string        `default:"text" enum:"text,json" help:"text or json."`
 }
@@ -129,8 +131,12 @@ func (c *agentCmd) config() (agent.Config, error) {
 			return agent.Config{}, fmt.Errorf("--bridge: %w", err)
 		}
 	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "a host without a name"
+	}
 	return agent.Config{
-		RunDir: c.RunDir, SubnetFile: c.SubnetFile, StateFile: c.stateFile(), DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
+		Host: host, Endpoints: c.EtcdEndpoints, Probe: c.Probe, RunDir: c.RunDir, Socket: api.Socket(c.RunDir), SubnetFile: c.SubnetFile, StateFile: c.stateFile(), DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
 		Choice: choice, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules, Attach: c.AttachAddrs},
 	}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/tulle-net/tulle/agent"
+	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/backend/netfilter"
 )
@@ -68,7 +69,8 @@ func (c *cleanupCmd) files() (removed []string, err error) {
 		}
 	}
 	errs = append(errs, os.Remove(filepath.Join(c.RunDir, "lock")))
-	_ = os.Remove(c.RunDir) // not empty: somebody else's files
+	_ = os.Remove(api.Socket(c.RunDir)) // usually gone: an agent that is not killed takes it along
+	_ = os.Remove(c.RunDir)             // not empty: somebody else's files
 	if state := c.stateFile(); state != "" {
 		_ = os.Remove(filepath.Dir(state))
 	}

@@ -91,13 +91,6 @@ func (c *leaseLsCmd) Run(ctx context.Context) error {
 	return w.Flush()
 }
 
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 func subnetText(l subnet.Lease) string {
 	text := ""
 	for _, p := range l.Subnet.All() {

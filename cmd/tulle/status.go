@@ -1,82 +1,233 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"slices"
-	"text/tabwriter"
+	"strings"
 	"time"
 
-	"github.com/tulle-net/tulle/agent"
+	"github.com/tulle-net/tulle/agent/api"
 )
 
+// agentFlags say which agent to ask.
+type agentFlags struct {
+	RunDir string `default:"/run/tulle" help:"The agent's run directory, where its socket is (default ${default})." placeholder:"DIR"`
+}
+
+func (f agentFlags) client() *api.Client { return api.NewClient(f.RunDir) }
+
 type statusCmd struct {
-	Listen string `default:"127.0.0.1:9494" help:"Where the agent serves its status (default ${default})." placeholder:"ADDR"`
-	JSON   bool   `name:"json" help:"Print JSON."`
+	agentFlags `embed:""`
+	Wide       bool          `short:"w" help:"List all peers, with all that is known of each."`
+	JSON       bool          `name:"json" help:"Print JSON: the status, and the peers."`
+	Watch      bool          `help:"Print it anew every other second, until interrupted."`
+	Every      time.Duration `default:"2s" hidden:""`
+}
+
+// summarised is how many peers are listed without --wide: of more, only those that are not well, and of these not more than
+// that.
+const summarised = 30
+
+// statusJSON is what --json prints.
+type statusJSON struct {
+	api.Status
+	PeerList []api.Peer `json:"peer_list"`
 }
 
 // Run prints how this host's agent is. The exit code is 1 if it is not ready.
 func (c *statusCmd) Run(ctx context.Context) error {
-	status, err := c.ask(ctx)
-	if err != nil {
+	client, s := c.client(), stdout()
+	for {
+		status, err := client.Status(ctx)
+		if err != nil {
+			return err
+		}
+		peers, err := client.Peers(ctx)
+		if err != nil {
+			return err
+		}
+		if c.Watch {
+			s.clear()
+		}
+		if err := c.print(s, status, peers.Peers); err != nil {
+			return err
+		}
+		if !c.Watch && !status.Ready {
+			return exitCode(1)
+		}
+		if !c.Watch {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(c.Every):
+		}
+	}
+}
+
+func (c *statusCmd) print(s screen, status api.Status, peers []api.Peer) error {
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(statusJSON{status, peers})
+	}
+	now := time.Now()
+	printHealth(s, status)
+	s.table(facts(status, now))
+	fmt.Fprintln(s.w)
+	return c.printPeers(s, status, peers, now)
+}
+
+// printHealth prints the one line that a hurried person reads.
+func printHealth(s screen, status api.Status) {
+	p := status.Peers
+	switch {
+	case !status.Ready:
+		fmt.Fprintf(s.w, "%s  %s: %s\n", status.Host, s.paint(bad, "NOT READY"), clean(status.Reason))
+	case p.Unreachable > 0:
+		fmt.Fprintf(s.w, "%s  %s, but %s of %s: see tulle doctor\n", status.Host, s.paint(warn, "ready"), plural(p.Unreachable, "unreachable peer"), thousands(p.Total))
+	case !status.Etcd.Connected:
+		fmt.Fprintf(s.w, "%s  %s, but etcd is out of reach; the network stays as it is\n", status.Host, s.paint(warn, "ready"))
+	case len(status.Warnings) > 0:
+		fmt.Fprintf(s.w, "%s  %s, but see the warnings\n", status.Host, s.paint(warn, "ready"))
+	case p.Reachable == p.Total && p.Total > 0:
+		fmt.Fprintf(s.w, "%s  %s, %s, all reachable\n", status.Host, s.paint(good, "ready"), plural(p.Total, "peer"))
+	default:
+		fmt.Fprintf(s.w, "%s  %s, %s\n", status.Host, s.paint(good, "ready"), plural(p.Total, "peer"))
+	}
+}
+
+// facts are the lines about this host.
+func facts(status api.Status, now time.Time) (rows [][]cell) {
+	add := func(name, text string, t tone) { rows = append(rows, []cell{{name, dim}, {text, t}}) }
+	add("lease", leaseText(status.Lease, now), plain)
+	u, n := status.Underlay, status.Network
+	if u.Device != "" {
+		text := fmt.Sprintf("%s on %s, MTU %d", join(u.Addresses), u.Device, u.MTU)
+		if !slices.Equal(u.Addresses, u.PublicIPs) {
+			text += ", to peers " + join(u.PublicIPs)
+		}
+		add("underlay", text, plain)
+		add("overlay", fmt.Sprintf("%s by %s on %s, VNI %d, UDP %d, MTU inside %d", join(n.Ranges), n.Backend, n.Device, n.VNI, n.Port, n.MTU), plain)
+	}
+	if status.Etcd.Connected {
+		add("etcd", fmt.Sprintf("connected to %s, revision %d", strings.Join(status.Etcd.Endpoints, ", "), status.Etcd.Revision), plain)
+	} else {
+		add("etcd", status.Etcd.Error, bad)
+	}
+	if d := status.Docker; d.Bridge != "" {
+		add("docker", fmt.Sprintf("bridge %s has %s", d.Bridge, cmp.Or(join(d.Addresses), "no address")), plain)
+	}
+	for _, reason := range slices.Sorted(maps.Keys(status.LeftOut)) {
+		add("left out", fmt.Sprintf("%s: %s", plural(status.LeftOut[reason], "lease"), reason), warn)
+	}
+	if len(status.Repaired) > 0 {
+		add("repaired", repairedText(status.Repaired)+" that somebody had changed: see tulle events", plain)
+	}
+	for _, warning := range status.Warnings {
+		add("WARNING", warning, warn)
+	}
+	return rows
+}
+
+func leaseText(l *api.Lease, now time.Time) string {
+	switch {
+	case l == nil:
+		return "none"
+	case l.Expires == nil:
+		return join(l.Subnets) + ", reserved: it does not expire"
+	}
+	return fmt.Sprintf("%s, renewed %s, expires in %s", join(l.Subnets), ago(*l.Renewed, now), span(l.Expires.Sub(now)))
+}
+
+func repairedText(repaired map[string]int) string {
+	var parts []string
+	for _, table := range slices.Sorted(maps.Keys(repaired)) {
+		parts = append(parts, plural(repaired[table], table))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// printPeers prints the peers, those that are not well first; of very many only those.
+func (c *statusCmd) printPeers(s screen, status api.Status, peers []api.Peer, now time.Time) error {
+	slices.SortStableFunc(peers, func(a, b api.Peer) int { return cmp.Compare(urgency(a), urgency(b)) })
+	listed := peers
+	if !c.Wide && len(peers) > summarised {
+		listed = slices.DeleteFunc(slices.Clone(peers), func(p api.Peer) bool { return urgency(p) > urgent })
+		listed = listed[:min(len(listed), summarised)]
+		fmt.Fprintf(s.w, "%s: %s reachable, %s unreachable, %s not probed yet; %s left out\n", plural(len(peers), "peer"), thousands(status.Peers.Reachable),
+			thousands(status.Peers.Unreachable), thousands(status.Peers.Unknown), plural(sum(status.LeftOut), "lease"))
+	}
+	if len(listed) > 0 {
+		s.table(c.peerRows(listed, now))
+	}
+	if rest := len(peers) - len(listed); rest > 0 {
+		_, err := fmt.Fprintf(s.w, "(%s not listed here: --wide lists all)\n", plural(rest, "peer"))
 		return err
 	}
-	if c.JSON {
-		err = json.NewEncoder(os.Stdout).Encode(status)
-	} else {
-		err = printStatus(status)
-	}
-	if err == nil && !status.Ready {
-		err = exitCode(1)
-	}
-	return err
+	return nil
 }
 
-func (c *statusCmd) ask(ctx context.Context) (status agent.Status, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.Listen+"/status", nil)
-	if err != nil {
-		return status, fmt.Errorf("--listen: %w", err)
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return status, fmt.Errorf("no agent answers at %s: is it running (systemctl status tulle), with another --listen? %w", c.Listen, err)
-	}
-	defer response.Body.Close()
-	if err := json.NewDecoder(response.Body).Decode(&status); err != nil {
-		return status, fmt.Errorf("what answers at %s is no tulle agent: %w", c.Listen, err)
-	}
-	return status, nil
+// urgent is the last of the urgencies that need somebody.
+const urgent = 1
+
+func urgency(p api.Peer) int {
+	return slices.Index([]api.State{api.Unreachable, api.LeftOut, api.Unknown, api.Reachable}, p.State)
 }
 
-func printStatus(s agent.Status) error {
-	health := "ready"
-	if !s.Ready {
-		health = "NOT READY"
+func (c *statusCmd) peerRows(peers []api.Peer, now time.Time) [][]cell {
+	head := cells("PEER", "PUBLIC IP", "STATE", "OVERLAY", "UNDERLAY", "LOSS")
+	if c.Wide {
+		head = append(head, cells("ANSWERED", "CHANGED")...)
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "%s\t%s\n", health, s.Reason)
-	expires := "never"
-	if s.Expires != nil {
-		expires = "in " + time.Until(*s.Expires).Round(time.Minute).String()
+	rows := [][]cell{append(head, cell{" ", plain})}
+	tones := map[api.State]tone{api.Unreachable: bad, api.LeftOut: warn, api.Unknown: dim, api.Reachable: good}
+	for _, p := range peers {
+		row := []cell{{cmp.Or(join(p.Subnets), printable(p.Key)), plain}, {join(p.PublicIPs), plain}, {string(p.State), tones[p.State]},
+			{trip(p.Overlay), plain}, {trip(p.Underlay), plain}, {loss(p.Overlay), plain}}
+		if c.Wide {
+			row = append(row, cell{answered(p.Overlay, now), plain}, cell{changed(p, now), plain})
+		}
+		rows = append(rows, append(row, cell{cmp.Or(p.Why, " "), plain}))
 	}
-	fmt.Fprintf(w, "lease\t%s, expires %s\n", dash(s.Lease), expires)
-	fmt.Fprintf(w, "underlay\t%s on %s, MTU inside %d\n", s.PublicIP, dash(s.Device), s.MTU)
-	fmt.Fprintf(w, "etcd\t%s, revision %d\n", s.Etcd, s.Revision)
-	fmt.Fprintf(w, "peers\t%d\n", s.Peers)
-	for _, reason := range slices.Sorted(maps.Keys(s.Rejected)) {
-		fmt.Fprintf(w, "left out\t%d leases: %s\n", s.Rejected[reason], reason)
+	return rows
+}
+
+func trip(p *api.Probe) string {
+	if p == nil || p.RTT == 0 {
+		return ""
 	}
-	for _, table := range slices.Sorted(maps.Keys(s.Drift)) {
-		fmt.Fprintf(w, "repaired\t%d %s\n", s.Drift[table], table)
+	return fmt.Sprintf("%.2f ms", p.RTT*1000)
+}
+
+func loss(p *api.Probe) string {
+	if p == nil || p.Sent.IsZero() {
+		return ""
 	}
-	for _, warning := range s.Warnings {
-		fmt.Fprintf(w, "WARNING\t%s\n", warning)
+	return fmt.Sprintf("%.0f %%", p.Loss*100)
+}
+
+func answered(p *api.Probe, now time.Time) string {
+	if p == nil || p.Answer.IsZero() {
+		return ""
 	}
-	return w.Flush()
+	return ago(p.Answer, now)
+}
+
+func changed(p api.Peer, now time.Time) string {
+	if p.Changed == nil {
+		return ""
+	}
+	return ago(*p.Changed, now)
+}
+
+func sum(counts map[string]int) (n int) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
 }

@@ -189,8 +189,8 @@ func (b *bench) settle(ctx context.Context, n int) error {
 	}
 	err := lab.Wait(ctx, patience, "the agent has programmed all peers", func() error {
 		status, err := b.agent.host.Status(ctx)
-		if err == nil && (!status.Ready || status.Peers != n) {
-			err = fmt.Errorf("%d of %d; %s", status.Peers, n, status.Reason)
+		if err == nil && (!status.Ready || status.Peers.Total != n) {
+			err = fmt.Errorf("%d of %d; %s", status.Peers.Total, n, status.Reason)
 		}
 		if err == nil { // as many, but maybe not the same: etcd may be behind with telling
 			err = b.agent.check(b.peers.live)

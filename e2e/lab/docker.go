@@ -43,12 +43,14 @@ const dockerd = `
 // NewDocker makes a dockerd for a host, to be started with what its agent's env file says. dir has the programs to run, if not
 // PATH.
 func (l *Lab) NewDocker(h *Host, dir string) (*Docker, error) {
-	d := &Docker{Host: h, dir: dir, lab: l, data: filepath.Join(l.Dir(), h.Name, "docker")}
+	d := &Docker{Host: h, dir: dir, lab: l, data: l.dockerDir(h)}
 	if err := os.MkdirAll(d.data, 0o755); err != nil {
 		return nil, err
 	}
 	return d, os.WriteFile(filepath.Join(d.data, "daemon.json"), []byte("{}"), 0o644)
 }
+
+func (l *Lab) dockerDir(h *Host) string { return filepath.Join(h.RunDir, "docker") }
 
 // Start starts dockerd and waits until it answers. options are added to those of the env file.
 func (d *Docker) Start(ctx context.Context, options ...string) error {

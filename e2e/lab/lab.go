@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/tulle-net/tulle/agent"
+	"github.com/tulle-net/tulle/agent/api"
 )
 
 const (
@@ -341,7 +341,8 @@ func (h *Host) WaitReady(ctx context.Context) error {
 
 // LaunchAgent starts the host's agent and does not wait for it.
 func (l *Lab) LaunchAgent(h *Host) error {
-	args := append([]string{"agent", "--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--run-dir", h.RunDir}, l.Agent...)
+	args := append([]string{"agent", "--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--run-dir", h.RunDir,
+		"--daemon-json", filepath.Join(l.dockerDir(h), "daemon.json")}, l.Agent...) // not the machine's own
 	p, err := startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+".log"), l.Binary, args...)
 	if err != nil {
 		return err
@@ -363,8 +364,8 @@ func (l *Lab) Converge(ctx context.Context) error {
 	for _, h := range running {
 		err := Wait(ctx, readyWait, h.Name+" has programmed all its peers", func() error {
 			status, err := h.Status(ctx)
-			if err == nil && (!status.Ready || status.Peers != len(running)-1) {
-				err = fmt.Errorf("%d of %d; %s", status.Peers, len(running)-1, status.Reason)
+			if err == nil && (!status.Ready || status.Peers.Total != len(running)-1) {
+				err = fmt.Errorf("%d of %d; %s", status.Peers.Total, len(running)-1, status.Reason)
 			}
 			return err
 		})
@@ -376,8 +377,8 @@ func (l *Lab) Converge(ctx context.Context) error {
 }
 
 // Status asks the host's agent how it is.
-func (h *Host) Status(ctx context.Context) (status agent.Status, err error) {
-	_, body, err := h.Get(ctx, "/status")
+func (h *Host) Status(ctx context.Context) (status api.Status, err error) {
+	_, body, err := h.Get(ctx, api.PathStatus)
 	if err != nil {
 		return status, err
 	}

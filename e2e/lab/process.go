@@ -143,6 +143,19 @@ func output(ctx context.Context, namespace, stdin string, command ...string) (st
 	return strings.TrimSpace(out.String()), nil
 }
 
+// environment makes a tulle that runs on a host find the agent and etcd.
+func (l *Lab) environment(name string) (env []string) {
+	for _, h := range l.Nodes {
+		if h.Name == name {
+			env = append(env, "TULLE_RUN_DIR="+h.RunDir)
+		}
+	}
+	if !l.Bare {
+		env = append(env, "TULLE_ETCD_ENDPOINTS="+l.Endpoints(), "TULLE_ETCD_PREFIX="+l.Prefix)
+	}
+	return env
+}
+
 // Exec runs a command in a host or container, its input and output being ours, and returns its exit code.
 func (l *Lab) Exec(ctx context.Context, name string, command []string) (int, error) {
 	namespace, err := l.Find(name)
@@ -151,6 +164,7 @@ func (l *Lab) Exec(ctx context.Context, name string, command []string) (int, err
 	}
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), l.environment(name)...)
 	err = In(namespace, cmd.Run)
 	if failed := (*exec.ExitError)(nil); errors.As(err, &failed) {
 		return failed.ExitCode(), nil
