@@ -60,6 +60,7 @@ type Config struct {
 	Host       string   // this host's name, for people
 	Endpoints  []string // of etcd, for people
 	Probe      bool     // whether peers answer
+	PerPeer    bool     // metrics of each peer by itself
 	Choice     backend.Choice
 	Options    backend.Options
 }
@@ -87,10 +88,14 @@ func New(c Config, store Store, kernel Kernel, firewall Firewall, registry *prom
 		c.SubnetFile = filepath.Join(c.RunDir, c.SubnetFile)
 	}
 	journal := newJournal()
-	return &Agent{
+	a := &Agent{
 		config: c, store: store, kernel: kernel, firewall: firewall, log: slog.New(recorder{log.Handler(), journal, nil}), registry: registry,
 		metrics: newMetrics(registry, c.Version), notify: newNotifier(), journal: journal, started: time.Now().UTC(), state: newState(),
 	}
+	if c.PerPeer {
+		registry.MustRegister(newPeerSeries(a.Peers))
+	}
+	return a
 }
 
 // Run takes part in the network until ctx ends. It leaves the kernel as it is then: containers go on talking.

@@ -229,7 +229,9 @@ func (a *Agent) change(ctx context.Context, u subnet.Update, look scope) (done o
 
 // filter compares the packet filter with the plan, and notes what it had to change.
 func (a *Agent) filter(ctx context.Context, done *outcome) (err error) {
-	done.chains, err = a.firewall.Apply(ctx, a.state.plan.State().Firewall)
+	if done.chains, err = a.firewall.Apply(ctx, a.state.plan.State().Firewall); err != nil {
+		err = &backend.Failure{Count: map[string]int{"firewall": 1}, Err: err}
+	}
 	return err
 }
 

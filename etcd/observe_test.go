@@ -3,7 +3,11 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -112,15 +116,28 @@ func TestObserveFailures(t *testing.T) {
 	}
 }
 
+// TestOperation names each of etcd's methods that this package calls, and docs/metrics.md names no other operations.
 func TestOperation(t *testing.T) {
-	for method, want := range map[string]string{
+	methods := map[string]string{
 		"/etcdserverpb.KV/Range": "range", "/etcdserverpb.KV/Put": "put", "/etcdserverpb.KV/DeleteRange": "delete", "/etcdserverpb.KV/Txn": "txn",
 		"/etcdserverpb.Lease/LeaseGrant": "lease-grant", "/etcdserverpb.Lease/LeaseKeepAlive": "lease-keepalive", "/etcdserverpb.Lease/LeaseRevoke": "lease-revoke",
 		"/etcdserverpb.Lease/LeaseTimeToLive": "lease-ttl", "/etcdserverpb.Watch/Watch": "watch", "/etcdserverpb.Maintenance/Status": "status",
 		"/etcdserverpb.Auth/Authenticate": "authenticate", "/etcdserverpb.KV/Compact": "other", "/grpc.health.v1.Health/Watch": "other", "": "other",
-	} {
+	}
+	for method, want := range methods {
 		if got := operation(method); got != want {
 			t.Errorf("%s is %q, want %q", method, got, want)
 		}
+	}
+	text, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, row, _ := strings.Cut(string(text), "`operation`: ")
+	list, _, _ := strings.Cut(row, " |")
+	documented := strings.Split(strings.ReplaceAll(list, "`", ""), ", ")
+	slices.Sort(documented)
+	if want := slices.Compact(slices.Sorted(maps.Values(methods))); !slices.Equal(documented, want) {
+		t.Errorf("docs/metrics.md has the operations %v, want %v", documented, want)
 	}
 }
