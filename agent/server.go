@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/tulle-net/tulle/agent/api"
+	"github.com/tulle-net/tulle/agent/page"
 )
 
 // maxEventsWait is how long a client may wait for an event.
@@ -125,8 +126,18 @@ func (a *Agent) handler() http.Handler {
 	mux.HandleFunc("GET "+api.PathEvents, a.serveEvents)
 	mux.HandleFunc("GET "+api.PathView, a.serveView)
 	mux.HandleFunc("GET "+api.PathEtcd, func(w http.ResponseWriter, r *http.Request) { answer(w, a.Etcd(r.Context(), r.FormValue("key"))) })
+	mux.HandleFunc("GET "+api.PathMesh, func(w http.ResponseWriter, _ *http.Request) { answer(w, a.Mesh()) })
+	mux.HandleFunc("GET /{$}", a.servePage)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{}))
 	return mux
+}
+
+func (a *Agent) servePage(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Security-Policy", page.Policy())
+	w.Header().Set("Cache-Control", "no-store")
+	events, _ := a.journal.after(0)
+	_ = page.Write(w, page.Data{Status: a.Status(), Peers: a.Peers().Peers, Mesh: a.Mesh(), Events: events, Now: time.Now(), Still: r.URL.Query().Has("still")})
 }
 
 func (a *Agent) serveView(w http.ResponseWriter, r *http.Request) {

@@ -45,7 +45,10 @@ func TestHTTP(t *testing.T) {
 		}
 		want("/healthz", 200, "alive\n")
 		want("/readyz", 503, "nothing is programmed yet\n")
-		want("/", 404, "404 page not found\n")
+		want("/nothing", 404, "404 page not found\n")
+		if code, text := r.get(http.MethodGet, "/"); code != 200 || !strings.Contains(text, "nothing is programmed yet") {
+			r.Errorf("the page: %d %s", code, text)
+		}
 		want("/debug/pprof/", 404, "404 page not found\n")
 		r.ready()
 		want("/readyz", 200, "10.5.1.0-24, 0 peers\n")

@@ -336,7 +336,8 @@ func testJunkText(t *testing.T, l *lab.Lab, h *lab.Host) {
 		t.Fatal(err)
 	}
 	tame(t, "tulle lease ls", list)
-	tame(t, "tulle status", in(t, h.Namespace, binary, "status"))
+	tame(t, "tulle status", in(t, h.Namespace, binary, "status", "--wide", "--run-dir", h.RunDir))
+	tame(t, "tulle events", in(t, h.Namespace, binary, "events", "--run-dir", h.RunDir))
 }
 
 // tame fails if a text has control characters in it, or others that a terminal acts upon, or very long lines.

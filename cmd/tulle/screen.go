@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,16 @@ func cells(texts ...string) (row []cell) {
 	return row
 }
 
+// clean takes out of a text what a terminal would not print but obey: some of it is what anybody may have written.
+func clean(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsGraphic(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
 // table prints rows with aligned columns. A row's last cell ends its line; an empty one is a dash.
 func (s screen) table(rows [][]cell) {
 	var widths []int
@@ -78,7 +89,7 @@ func (s screen) table(rows [][]cell) {
 	for _, row := range rows {
 		var line strings.Builder
 		for i, c := range row {
-			text := dash(c.text)
+			text := clean(dash(c.text))
 			line.WriteString(s.paint(c.tone, text))
 			if i < len(row)-1 {
 				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text)+2))

@@ -87,7 +87,7 @@ func printHealth(s screen, status api.Status) {
 	p := status.Peers
 	switch {
 	case !status.Ready:
-		fmt.Fprintf(s.w, "%s  %s: %s\n", status.Host, s.paint(bad, "NOT READY"), status.Reason)
+		fmt.Fprintf(s.w, "%s  %s: %s\n", status.Host, s.paint(bad, "NOT READY"), clean(status.Reason))
 	case p.Unreachable > 0:
 		fmt.Fprintf(s.w, "%s  %s, but %s of %s: see tulle doctor\n", status.Host, s.paint(warn, "ready"), plural(p.Unreachable, "unreachable peer"), thousands(p.Total))
 	case !status.Etcd.Connected:
