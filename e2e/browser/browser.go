@@ -126,6 +126,26 @@ func Value[T any](p *Page, expression string) T {
 	return do(p, expression, chromedp.Evaluate[T](expression))
 }
 
+// Wait waits until an expression of JavaScript is true in the page, which may be another by then.
+func (p *Page) Wait(expression string) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, wait)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		holds, err := chromedp.Run(ctx, chromedp.Evaluate[bool](expression))
+		if holds {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			p.t.Fatalf("waited %s until %s (%v) on a page that reads\n%s", wait, expression, err, p.Text())
+		case <-tick.C: // an error, too, may be one of a page that goes while it is asked
+		}
+	}
+}
+
 // Text is what the page reads, without what is only in pictures.
 func (p *Page) Text() string {
 	p.t.Helper()
