@@ -63,6 +63,11 @@ bench-data: ## measure what the overlay costs packets, and what offloads are wor
 	@$(MAKE) --no-print-directory build
 	@go run ./e2e/bench/data --json bin/bench-data.json $(ARGS)
 
+.PHONY: picture
+picture: ## make docs/page.png anew: an agent's page, of a lab of six hosts (needs root)
+	@e2e/prepare test
+	TULLE_TEST_ROOT=1 TULLE_PICTURE=$(CURDIR)/docs/page.png go test -count 1 -run 'TestPicture$$' ./e2e
+
 .PHONY: lint
 lint: ## check format, vet, and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }

@@ -10,12 +10,14 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/tulle-net/tulle/agent/probe"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -60,6 +62,7 @@ type Config struct {
 	Host       string   // this host's name, for people
 	Endpoints  []string // of etcd, for people
 	Probe      bool     // whether peers answer
+	PerPeer    bool     // metrics of each peer by itself
 	Choice     backend.Choice
 	Options    backend.Options
 }
@@ -75,6 +78,8 @@ type Agent struct {
 	registry *prometheus.Registry
 	notify   *notifier
 	journal  *journal
+	prober   *probe.Prober // nil: peers are not to be probed
+	deaf     atomic.Bool   // they can't be
 	started  time.Time
 
 	mu    sync.Mutex // the status server reads state; the loop holds mu while it works
@@ -87,10 +92,21 @@ func New(c Config, store Store, kernel Kernel, firewall Firewall, registry *prom
 		c.SubnetFile = filepath.Join(c.RunDir, c.SubnetFile)
 	}
 	journal := newJournal()
-	return &Agent{
+	a := &Agent{
 		config: c, store: store, kernel: kernel, firewall: firewall, log: slog.New(recorder{log.Handler(), journal, nil}), registry: registry,
 		metrics: newMetrics(registry, c.Version), notify: newNotifier(), journal: journal, started: time.Now().UTC(), state: newState(),
 	}
+	if c.Probe {
+		a.prober = probe.New(probe.Options{Turned: a.turned, Observe: func(p probe.Path, trip time.Duration, answered bool) { a.metrics.probed(p.String(), trip, answered) }})
+		a.metrics.peers.probed = func() (reachable, unreachable int) {
+			reachable, unreachable, _ = a.prober.Count()
+			return reachable, unreachable
+		}
+	}
+	if c.PerPeer {
+		registry.MustRegister(newPeerSeries(a.Peers))
+	}
+	return a
 }
 
 // Run takes part in the network until ctx ends. It leaves the kernel as it is then: containers go on talking.
@@ -117,6 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return a.serve(ctx, listener) })
 	tasks.Go(func() error { return a.serve(ctx, socket) })
+	tasks.Go(func() error { return a.probePeers(ctx) })
 	tasks.Go(func() error { return a.store.Run(ctx) })
 	tasks.Go(func() error { return a.kernel.Listen(ctx) })
 	tasks.Go(func() error { return a.firewall.Listen(ctx) })

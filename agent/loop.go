@@ -156,6 +156,7 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	} else {
 		done, err = a.change(ctx, u, look)
 	}
+	a.aim(a.state.plan != before, u.Leases)
 	count := done.count()
 	a.metrics.changed(count)
 	if drift && sameUnderlay(before, a.state.plan) {
@@ -229,7 +230,9 @@ func (a *Agent) change(ctx context.Context, u subnet.Update, look scope) (done o
 
 // filter compares the packet filter with the plan, and notes what it had to change.
 func (a *Agent) filter(ctx context.Context, done *outcome) (err error) {
-	done.chains, err = a.firewall.Apply(ctx, a.state.plan.State().Firewall)
+	if done.chains, err = a.firewall.Apply(ctx, a.state.plan.State().Firewall); err != nil {
+		err = &backend.Failure{Count: map[string]int{"firewall": 1}, Err: err}
+	}
 	return err
 }
 
@@ -583,6 +586,7 @@ func (a *Agent) sayRejected() {
 			continue
 		}
 		s.rejected[key] = r
+		a.aimAt(key)
 		if said++; said > talkative {
 			more[r.Reason]++
 			continue
@@ -593,7 +597,13 @@ func (a *Agent) sayRejected() {
 		a.log.Warn("more leases left out", "count", said-talkative, "reasons", fmt.Sprint(more))
 	}
 	if len(s.rejected) > len(rejected) {
-		maps.DeleteFunc(s.rejected, func(key string, _ subnet.Reject) bool { _, still := rejected[key]; return !still })
+		maps.DeleteFunc(s.rejected, func(key string, _ subnet.Reject) bool {
+			_, still := rejected[key]
+			if !still {
+				a.aimAt(key)
+			}
+			return !still
+		})
 	}
 }
 

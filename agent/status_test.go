@@ -268,7 +268,7 @@ func TestMetrics(t *testing.T) {
 		}
 		_, text := r.get(http.MethodGet, "/metrics")
 		for _, line := range []string{
-			`tulle_build_info{goversion="` + runtime.Version() + `",version="1.2.3"} 1`, "tulle_etcd_connected 1", "tulle_ready 1", "tulle_peers 1",
+			`tulle_build_info{goversion="` + runtime.Version() + `",version="1.2.3"} 1`, "tulle_etcd_connected 1", "tulle_ready 1", `tulle_peers{state="unknown"} 1`,
 			`tulle_leases_rejected{reason="own-address"} 1`, "tulle_lease_expiry_timestamp_seconds 1.7000864e+09", `tulle_changes_total{table="route"} 2`,
 			`tulle_drift_repaired_total{table="route"} 1`, "tulle_pass_errors_total 1", `tulle_passes_total{scope="changes"} 1`,
 			`tulle_pass_duration_seconds_count{scope="everything"} 3`, "go_goroutines ", "process_open_fds ",
@@ -278,7 +278,7 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 		r.own(func(o *subnet.Own) { *o = subnet.Own{Err: errors.New("out of subnets")} })
-		if r.metric("tulle_ready") != 0 || r.metric("tulle_peers") != 1 {
+		if r.metric("tulle_ready") != 0 || r.metric("tulle_peers unknown") != 1 {
 			r.Error("the lease is lost: still ready, or without peers")
 		}
 	})

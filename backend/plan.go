@@ -20,6 +20,7 @@ type Plan struct {
 
 	entries  map[string]subnet.Entry  // all that are stored, by key
 	rejected map[string]subnet.Reject // those of them that are left out
+	reasons  map[subnet.Reason]int    // how many of them for each reason
 	rivals   map[string]bool          // those of rejected that are left out for another lease's sake
 	youngest birth                    // of all that entries ever held
 	gone     int                      // deleted from entries since it was made
@@ -50,6 +51,9 @@ func (p *Plan) Entries() map[string]subnet.Entry { return p.entries }
 
 // Rejected says which leases are left out and why, by key. It is the Plan's: read only.
 func (p *Plan) Rejected() map[string]subnet.Reject { return p.rejected }
+
+// Reasons says how many leases are left out by reason, without those that there are none for. It is the Plan's: read only.
+func (p *Plan) Reasons() map[subnet.Reason]int { return p.reasons }
 
 // Host is the host that the Plan is for.
 func (p *Plan) Host() Host { return p.host }
@@ -91,8 +95,10 @@ func (p *Plan) replace(key string, e subnet.Entry) bool {
 	} else {
 		p.entries[key] = e
 	}
-	if _, left := p.rejected[key]; !left {
+	if reject, left := p.rejected[key]; !left {
 		inOrder = p.remove(key, old)
+	} else if p.reasons[reject.Reason]--; p.reasons[reject.Reason] == 0 {
+		delete(p.reasons, reject.Reason)
 	}
 	delete(p.rejected, key)
 	delete(p.rivals, key)
@@ -104,7 +110,7 @@ func (p *Plan) build() {
 	p.fdb.clear()
 	p.neighbours.clear()
 	p.routes.clear()
-	p.rejected, p.rivals, p.inside = map[string]subnet.Reject{}, map[string]bool{}, map[netip.Prefix][]claim{}
+	p.rejected, p.reasons, p.rivals, p.inside = map[string]subnet.Reject{}, map[subnet.Reason]int{}, map[string]bool{}, map[netip.Prefix][]claim{}
 	for _, key := range byAge(p.entries) {
 		p.add(key, p.entries[key])
 	}
@@ -141,6 +147,7 @@ func (p *Plan) add(key string, e subnet.Entry) (inOrder bool) {
 	}
 	if reject := (*subnet.Reject)(nil); errors.As(err, &reject) {
 		p.rejected[key] = *reject
+		p.reasons[reject.Reason]++
 		return inOrder
 	}
 	p.claim(part, e.Lease)

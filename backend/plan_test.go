@@ -120,6 +120,13 @@ func checkPlan(t *testing.T, got, want *Plan, before State, changes Changes) boo
 	if !reflect.DeepEqual(got.Rejected(), want.Rejected()) {
 		t.Errorf("rejected\n%swant\n%s", rejections(got), rejections(want))
 	}
+	counted := map[subnet.Reason]int{}
+	for _, r := range got.Rejected() {
+		counted[r.Reason]++
+	}
+	if !maps.Equal(got.Reasons(), counted) {
+		t.Errorf("%v are counted, want %v", got.Reasons(), counted)
+	}
 	if !reflect.DeepEqual(got.State(), want.State()) {
 		t.Errorf("state\n%swant\n%s", got.State(), want.State())
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -46,6 +47,19 @@ type Options struct {
 	KeyFile      string
 	Grace        time.Duration     // how long peers stay in force that an etcd with another history does not know; 0: not at all
 	DialOptions  []grpc.DialOption // for tests that count calls
+
+	// Observe is told of each call to etcd when it has ended, and of each stream at its first answer: how long that took, and what
+	// went wrong, if anything. An answer that what was asked for is not there, or compacted, is none that went wrong. The
+	// operation is one of range, put, delete, txn, lease-grant, lease-keepalive, lease-revoke, lease-ttl, watch, status,
+	// authenticate and other. It is called from any goroutine; nil for nobody.
+	Observe func(operation string, took time.Duration, err error)
+
+	// Lag is told how far a Store's watch is behind etcd. Every 30 to 45 s etcd says which revision it is at; the lag is the time
+	// from then until the stream that events come by has brought something from a member of etcd that has reached this revision.
+	// (The Store opens a second watch on the stream for that, and closes it at once.) The question's own way is part of it, so
+	// no event is later. While nothing has come, Lag is told every 30 to 45 s for how long by now. While etcd is out of reach, it
+	// is told nothing. It is called from one goroutine at a time; nil for nobody.
+	Lag func(time.Duration)
 }
 
 // Check refuses options that can't work, without asking etcd.
@@ -157,7 +171,7 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 			Backoff: backoff.Config{BaseDelay: 250 * time.Millisecond, Multiplier: 2, Jitter: 0.5, MaxDelay: retryMax}})}
 	c.etcd, err = clientv3.New(clientv3.Config{
 		Endpoints: o.Endpoints, TLS: tlsConfig, Username: o.Username, Password: password, Context: ctx, Logger: zap.NewNop(),
-		DialTimeout: rpcTimeout, DialOptions: append(dial, o.DialOptions...),
+		DialTimeout: rpcTimeout, DialOptions: slices.Concat(dial, o.observing(), o.DialOptions),
 		// A server that answers no more, its packets dropped on the way, is noticed within the sum of these.
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 	})

@@ -42,7 +42,7 @@ func TestCheck(t *testing.T) {
 			o.Endpoints = append(o.Endpoints, "http://[2001:db8::1]:2379", "http://etcd.example:2379")
 		}, ""},
 		{"all there is", func(o *Options) {
-			*o = Options{[]string{https}, "/n", "root", password, ca.file, cert, key, 0, nil}
+			*o = Options{[]string{https}, "/n", "root", password, ca.file, cert, key, 0, nil, nil, nil}
 		}, ""},
 		{"none", func(o *Options) { o.Endpoints = nil }, "--etcd-endpoints is empty: name at least one, as in http://192.0.2.1:2379"},
 		{"no scheme", func(o *Options) { o.Endpoints[0] = "192.0.2.1:2379" }, `--etcd-endpoints: "192.0.2.1:2379" is not a URL like http://192.0.2.1:2379`},

@@ -57,7 +57,7 @@ func (s *session) probe(ctx context.Context) error {
 	if known := s.records[key]; !news && (now.modified != known.modified || now.lease != known.lease) {
 		return errRewritten
 	}
-	s.history.term = got.Header.RaftTerm
+	s.history.term, s.head = got.Header.RaftTerm, got.Header.Revision
 	s.alarm = s.alarms(ctx)
 	s.tell()
 	return nil

@@ -27,6 +27,7 @@ type Store struct {
 	options    Options
 	name       string        // of this life of this host, among those who claim a key
 	answerWait time.Duration // for a key's holder
+	probeWait  func() time.Duration
 	changed    chan struct{} // capacity one: something waits to be taken
 	wanted     chan struct{} // capacity one: the request is another
 
@@ -41,7 +42,7 @@ func NewStore(o Options) *Store {
 	if err != nil {
 		host = "a host without a name"
 	}
-	return &Store{options: o, name: fmt.Sprintf("%s (%08x)", host, rand.Uint32()), answerWait: answerWait,
+	return &Store{options: o, name: fmt.Sprintf("%s (%08x)", host, rand.Uint32()), answerWait: answerWait, probeWait: probeEvery,
 		changed: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 		pending: subnet.Update{Leases: map[string]subnet.Entry{}, Err: errors.New("no answer from etcd yet")}}
 }
@@ -162,6 +163,7 @@ type session struct {
 	client    *Client           // of this connection
 	records   map[string]record // by key name
 	history   history           // as of which they are whole
+	head      int64             // etcd's revision, as of the last probe
 	forgotten int               // deleted from records since the map was made
 	stale     bool              // they must be listed anew
 	past      past
@@ -223,9 +225,13 @@ func (s *session) follow(ctx context.Context) error {
 		}
 	}
 	again := s.hold(ctx)
-	watch := s.client.etcd.Watch(clientv3.WithRequireLeader(ctx), s.client.prefix+"/", clientv3.WithPrefix(),
+	watchCtx, end := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	lag := newLag(s.client)
+	defer lag.asking.Wait()
+	defer end()
+	watch := s.client.etcd.Watch(watchCtx, s.client.prefix+"/", clientv3.WithPrefix(),
 		clientv3.WithRev(s.history.revision+1), clientv3.WithProgressNotify())
-	hold, probe := time.NewTimer(again), time.NewTimer(probeEvery())
+	hold, probe := time.NewTimer(again), time.NewTimer(s.store.probeWait())
 	if again == 0 {
 		hold.Stop()
 	}
@@ -255,7 +261,10 @@ func (s *session) follow(ctx context.Context) error {
 			if err := s.probe(ctx); err != nil {
 				return err
 			}
-			probe.Reset(probeEvery())
+			lag.measure(watchCtx, s.head)
+			probe.Reset(s.store.probeWait())
+		case <-lag.reached:
+			lag.measured()
 		case <-s.past.due():
 			s.tend(ctx)
 		case <-s.leaving.due():

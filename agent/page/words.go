@@ -14,7 +14,7 @@ import (
 )
 
 // maxText is how many characters of a text the page shows.
-const maxText = 240
+const maxText = 500
 
 // words are the template's functions: how numbers and times read.
 func words(now time.Time) template.FuncMap {

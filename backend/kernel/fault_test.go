@@ -28,12 +28,13 @@ func always(kind int, err error) func(int) error {
 // soon as the kernel lets us, what is missing is made and nothing else.
 func TestSomePeersFail(t *testing.T) {
 	for name, c := range map[string]struct {
-		kind int
-		err  error
+		kind   int
+		err    error
+		tables []string
 	}{
-		"neighbours and FDB": {unix.RTM_NEWNEIGH, unix.ENOBUFS},
-		"routes":             {unix.RTM_NEWROUTE, unix.EPERM},
-		"nexthop objects":    {rtmNewNexthop, unix.ENOMEM},
+		"neighbours and FDB": {unix.RTM_NEWNEIGH, unix.ENOBUFS, []string{"neighbour", "fdb"}},
+		"routes":             {unix.RTM_NEWROUTE, unix.EPERM, []string{"route"}},
+		"nexthop objects":    {rtmNewNexthop, unix.ENOMEM, []string{"route"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachMode(t, func(s *sandbox) {
@@ -56,6 +57,16 @@ func TestSomePeersFail(t *testing.T) {
 				wantError(s, err, c.err.Error(), fmt.Sprintf("and %d more", failed-5))
 				if !errors.Is(err, c.err) || strings.Count(err.Error(), "\n") != 5 {
 					s.Errorf("the error is\n%v", err)
+				}
+				counted := 0
+				for table, n := range backend.Failed(err) {
+					if !slices.Contains(c.tables, table) {
+						s.Errorf("%d failures in table %s", n, table)
+					}
+					counted += n
+				}
+				if counted != failed {
+					s.Errorf("%d failures are counted, %d requests failed", counted, failed)
 				}
 				if failed < 50 {
 					s.Fatalf("%d requests failed, which is no test", failed)

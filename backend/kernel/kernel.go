@@ -177,14 +177,14 @@ func compareTable[K, V comparable](want map[K]V, list func(*backend.Comparison[K
 func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
 	w := &work{ctx: ctx, conn: k.conn}
 	k.deleteRoutes(w, c.Routes.Del)
-	bulk(w, "delete neighbour", c.Neighbours.Del, k.changeNeighbours(unix.RTM_DELNEIGH))
-	bulk(w, "delete FDB entry", c.FDB.Del, k.changeFDB(unix.RTM_DELNEIGH))
-	each(w, "set address", c.Addrs.Set, k.setAddr)
-	each(w, "delete address", c.Addrs.Del, k.deleteAddr)
-	bulk(w, "set FDB entry", c.FDB.Set, k.changeFDB(unix.RTM_NEWNEIGH))
-	bulk(w, "set neighbour", c.Neighbours.Set, k.changeNeighbours(unix.RTM_NEWNEIGH))
+	bulk(w, step{"delete", "neighbour"}, c.Neighbours.Del, k.changeNeighbours(unix.RTM_DELNEIGH))
+	bulk(w, step{"delete", "fdb"}, c.FDB.Del, k.changeFDB(unix.RTM_DELNEIGH))
+	each(w, step{"set", "address"}, c.Addrs.Set, k.setAddr)
+	each(w, step{"delete", "address"}, c.Addrs.Del, k.deleteAddr)
+	bulk(w, step{"set", "fdb"}, c.FDB.Set, k.changeFDB(unix.RTM_NEWNEIGH))
+	bulk(w, step{"set", "neighbour"}, c.Neighbours.Set, k.changeNeighbours(unix.RTM_NEWNEIGH))
 	k.setRoutes(w, c.Routes.Set)
-	each(w, "set sysctl", c.Sysctls.Set, setSysctl)
+	each(w, step{"set", "sysctl"}, c.Sysctls.Set, setSysctl)
 	return w.errs.join()
 }
 
@@ -198,20 +198,30 @@ type work struct {
 // over reports whether there is no more time.
 func (w *work) over() bool {
 	if err := w.ctx.Err(); err != nil {
-		w.errs.add(err)
+		w.errs.add("", err)
 		return true
 	}
 	return false
 }
 
+// step is what is done to the entries of a table. The tables' names are those of backend.Changes.Count.
+type step struct{ verb, table string }
+
+func (s step) String() string {
+	if s.table == "fdb" {
+		return s.verb + " FDB entry"
+	}
+	return s.verb + " " + s.table
+}
+
 // each calls f for every entry of table.
-func each[K comparable, V any](w *work, what string, table map[K]V, f func(K, V) error) {
+func each[K comparable, V any](w *work, what step, table map[K]V, f func(K, V) error) {
 	for key, value := range table {
 		if w.over() {
 			return
 		}
 		if err := f(key, value); err != nil {
-			w.errs.add(fmt.Errorf("%s %v: %w", what, key, err))
+			w.errs.add(what.table, fmt.Errorf("%s %v: %w", what, key, err))
 		}
 	}
 }
@@ -221,13 +231,13 @@ func each[K comparable, V any](w *work, what string, table map[K]V, f func(K, V)
 const batch = 64
 
 // bulk makes the request that ask returns for every entry of table, many at a time. The zero request asks for nothing.
-func bulk[K comparable, V any](w *work, what string, table map[K]V, ask func(K, V) (request, error)) {
+func bulk[K comparable, V any](w *work, what step, table map[K]V, ask func(K, V) (request, error)) {
 	var keys []K
 	var asked []request
 	send := func() {
 		for i, err := range w.conn.doAll(asked) {
 			if err != nil {
-				w.errs.add(fmt.Errorf("%s %v: %w", what, keys[i], err))
+				w.errs.add(what.table, fmt.Errorf("%s %v: %w", what, keys[i], err))
 			}
 		}
 		keys, asked = keys[:0], asked[:0]
@@ -249,9 +259,11 @@ func bulk[K comparable, V any](w *work, what string, table map[K]V, ask func(K, 
 type errorList struct {
 	first []error
 	more  int
+	count map[string]int // by table
 }
 
-func (l *errorList) add(err error) {
+// add notes why an entry of a table could not be changed, or, without a table, what else went wrong.
+func (l *errorList) add(table string, err error) {
 	if err == nil {
 		return
 	}
@@ -260,13 +272,24 @@ func (l *errorList) add(err error) {
 	} else {
 		l.more++
 	}
+	if table == "" {
+		return
+	}
+	if l.count == nil {
+		l.count = map[string]int{}
+	}
+	l.count[table]++
 }
 
 func (l *errorList) join() error {
 	if l.more > 0 {
 		l.first = append(l.first, fmt.Errorf("and %d more", l.more))
 	}
-	return errors.Join(l.first...)
+	err := errors.Join(l.first...)
+	if len(l.count) == 0 {
+		return err
+	}
+	return &backend.Failure{Count: l.count, Err: err}
 }
 
 // device returns the ifindex of a device by name.
@@ -306,12 +329,12 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	}
 	w := &work{ctx: ctx, conn: k.conn}
 	k.deleteRoutes(w, routes.Del)
-	w.errs.add(k.sweepNexthops())
-	each(w, "delete link", have.own, func(name string, l backend.Link) error {
+	w.errs.add("", k.sweepNexthops())
+	each(w, step{"delete", "link"}, have.own, func(name string, l backend.Link) error {
 		removed = append(removed, fmt.Sprintf("link %s %s", name, l))
 		return gone(k.links.LinkDel(have.all[name]))
 	})
-	each(w, "delete link", have.attached(), func(name string, l netlink.Link) error {
+	each(w, step{"delete", "link"}, have.attached(), func(name string, l netlink.Link) error {
 		removed = append(removed, fmt.Sprintf("link %s, %s", name, cmp.Or(l.Attrs().Alias, "a half-made interface of tulle attach")))
 		return gone(k.links.LinkDel(l))
 	})

@@ -87,7 +87,7 @@ func toLink(l netlink.Link, names map[int]string) backend.Link {
 // alone. The bridge may well be somebody else's; the error names the others.
 func (t linkTable) withoutForeign(want backend.State) (backend.State, error) {
 	foreign := map[string]bool{}
-	var errs []error
+	var errs errorList
 	for name, l := range want.Links {
 		link, exists := t.all[name]
 		if _, ours := t.own[name]; !exists || ours {
@@ -95,25 +95,25 @@ func (t linkTable) withoutForeign(want backend.State) (backend.State, error) {
 		}
 		foreign[name] = true
 		if l.Kind != backend.KindBridge {
-			errs = append(errs, fmt.Errorf("set link %s: a %s of this name exists and is not ours: remove it (ip link del %s)", name, link.Type(), name))
+			errs.add("link", fmt.Errorf("set link %s: a %s of this name exists and is not ours: remove it (ip link del %s)", name, link.Type(), name))
 		}
 	}
 	if len(foreign) > 0 {
 		want.Links = except(want.Links, func(name string, _ backend.Link) bool { return foreign[name] })
 		want.Addrs = except(want.Addrs, func(a backend.Addr, _ struct{}) bool { return foreign[a.Dev] })
 	}
-	if len(errs) > 0 { // nothing of peers hangs on the bridge
+	if len(errs.first) > 0 { // nothing of peers hangs on the bridge
 		want.FDB = except(want.FDB, func(k backend.FDBKey, _ netip.Addr) bool { return foreign[k.Dev] })
 		want.Neighbours = except(want.Neighbours, func(k backend.NeighbourKey, _ backend.MAC) bool { return foreign[k.Dev] })
 		want.Routes = except(want.Routes, func(_ netip.Prefix, r backend.Route) bool { return foreign[r.Dev] })
 	}
-	return want, errors.Join(errs...)
+	return want, errs.join()
 }
 
 // renameLinks gives back their names to links of ours that somebody renamed: a link that has no wanted name, and is what
 // one is to be that doesn't exist. From then on it counts as changed, not as unwanted.
 func (k *Kernel) renameLinks(links backend.Delta[string, backend.Link], have linkTable) error {
-	var errs []error
+	var errs errorList
 	for _, name := range slices.Sorted(maps.Keys(links.Set)) {
 		if _, exists := have.all[name]; exists {
 			continue
@@ -123,7 +123,7 @@ func (k *Kernel) renameLinks(links backend.Delta[string, backend.Link], have lin
 			continue
 		}
 		if err := k.rename(have.all[old], name); err != nil {
-			errs = append(errs, fmt.Errorf("rename link %s back to %s: %w", old, name, err))
+			errs.add("link", fmt.Errorf("rename link %s back to %s: %w", old, name, err))
 			continue
 		}
 		have.all[name], have.own[name] = have.all[old], have.own[old]
@@ -131,7 +131,7 @@ func (k *Kernel) renameLinks(links backend.Delta[string, backend.Link], have lin
 		delete(have.own, old)
 		delete(links.Del, old)
 	}
-	return errors.Join(errs...)
+	return errs.join()
 }
 
 // alike returns which of the unwanted links could be want under another name; of several, the oldest.
@@ -174,13 +174,13 @@ func except[K comparable, V any](m map[K]V, drop func(K, V) bool) map[K]V {
 
 // setLinks makes or mends links.
 func (k *Kernel) setLinks(set map[string]backend.Link, have linkTable) error {
-	var errs []error
+	var errs errorList
 	for _, name := range slices.Sorted(maps.Keys(set)) {
 		if err := k.setLink(name, set[name], have); err != nil {
-			errs = append(errs, fmt.Errorf("set link %s: %w", name, err))
+			errs.add("link", fmt.Errorf("set link %s: %w", name, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errs.join()
 }
 
 func (k *Kernel) setLink(name string, want backend.Link, have linkTable) error {
@@ -306,13 +306,13 @@ func (k *Kernel) moveLink(link netlink.Link, want backend.Link, have linkTable) 
 
 // deleteLinks deletes links of ours that aren't wanted.
 func (k *Kernel) deleteLinks(del map[string]backend.Link, have linkTable) error {
-	var errs []error
+	var errs errorList
 	for name := range del {
 		if err := gone(k.links.LinkDel(have.all[name])); err != nil {
-			errs = append(errs, fmt.Errorf("delete link %s: %w", name, err))
+			errs.add("link", fmt.Errorf("delete link %s: %w", name, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errs.join()
 }
 
 // indexDevices looks up the ifindexes anew.

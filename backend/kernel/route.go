@@ -238,7 +238,7 @@ func gateway(kind uint16, value []byte) netip.Addr {
 // net/ipv4/fib_semantics.c). A change of the object moves its route at once, no packet lost.
 func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 	through := map[netip.Prefix]uint32{} // what each route that is not there yet is to go through; 0 for no object
-	bulk(w, "set route", routes, func(dst netip.Prefix, want backend.Route) (request, error) {
+	bulk(w, step{"set", "route"}, routes, func(dst netip.Prefix, want backend.Route) (request, error) {
 		h, err := k.hop(want)
 		if err == nil {
 			err = k.deleteStrays(dst)
@@ -267,7 +267,7 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 		}
 		return r, nil
 	})
-	bulk(w, "set route", through, func(dst netip.Prefix, id uint32) (request, error) {
+	bulk(w, step{"set", "route"}, through, func(dst netip.Prefix, id uint32) (request, error) {
 		return k.setRoute(dst, id, routes[dst])
 	})
 }
@@ -317,7 +317,7 @@ func foreign(dst netip.Prefix, err error) error {
 // deleteRoutes deletes our routes, those that are still there, and their nexthop objects.
 func (k *Kernel) deleteRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 	objects := map[netip.Prefix]uint32{}
-	bulk(w, "delete route", routes, func(dst netip.Prefix, _ backend.Route) (request, error) {
+	bulk(w, step{"delete", "route"}, routes, func(dst netip.Prefix, _ backend.Route) (request, error) {
 		id, ours := k.routes[dst]
 		if err := k.deleteStrays(dst); err != nil || !ours {
 			return request{}, err
@@ -329,7 +329,7 @@ func (k *Kernel) deleteRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 			return err
 		}}, nil
 	})
-	bulk(w, "delete route", objects, func(dst netip.Prefix, id uint32) (request, error) {
+	bulk(w, step{"delete", "route"}, objects, func(dst netip.Prefix, id uint32) (request, error) {
 		if id == 0 {
 			k.forget(dst)
 			return request{}, nil
@@ -409,7 +409,7 @@ func (k *Kernel) sweepNexthops() error {
 	var errs errorList
 	for _, id := range k.orphans {
 		if err := k.deleteNexthop(id); err != nil {
-			errs.add(fmt.Errorf("delete nexthop object %d: %w", id, err))
+			errs.add("route", fmt.Errorf("delete nexthop object %d: %w", id, err))
 		}
 	}
 	k.orphans = k.orphans[:0]

@@ -59,6 +59,7 @@ type agentCmd struct {
 	DaemonJSON   string        `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
 	Listen       string        `default:"127.0.0.1:9494" help:"Where to serve a page for people, and /healthz, /readyz, /metrics and /v1/ for programs; empty for nowhere (default ${default}: only for this host)." placeholder:"ADDR"`
 	Probe        bool          `default:"true" negatable:"" help:"Ask peers for an answer, over the overlay and the underlay, to see whether they are reachable: at most 5 a second."`
+	PeerMetrics  bool          `help:"Metrics of each peer by itself, too: three series for each host on each host."`
 	LogLevel     string        `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat    string        `default:"text" enum:"text,json" help:"text or json."`
 }
@@ -98,7 +99,10 @@ func (c *agentCmd) Run(ctx context.Context) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // what is held stays the same for days, and is resident twice by default
 	}
-	a := agent.New(config, etcd.NewStore(options), k, firewall, prometheus.NewRegistry(), log)
+	registry := prometheus.NewRegistry()
+	metrics := agent.NewStoreMetrics(registry)
+	options.Observe, options.Lag = metrics.Request, metrics.Lag
+	a := agent.New(config, etcd.NewStore(options), k, firewall, registry, log)
 	err = a.Run(ctx)
 	if err == nil {
 		log.Info("stopped; the network stays as it is")
@@ -137,7 +141,7 @@ func (c *agentCmd) config() (agent.Config, error) {
 	}
 	return agent.Config{
 		Host: host, Endpoints: c.EtcdEndpoints, Probe: c.Probe, RunDir: c.RunDir, Socket: api.Socket(c.RunDir), SubnetFile: c.SubnetFile, StateFile: c.stateFile(), DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
-		Choice: choice, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules, Attach: c.AttachAddrs},
+		Choice: choice, PerPeer: c.PeerMetrics, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules, Attach: c.AttachAddrs},
 	}, nil
 }
 

@@ -108,17 +108,20 @@ func cmdline(pid int) string {
 	return string(bytes.TrimRight(text, "\x00"))
 }
 
+// Dial connects to an address as it is seen on the host.
+func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = In(h.Namespace, func() error {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
 // Get asks the host's status server for a path.
 func (h *Host) Get(ctx context.Context, path string) (status int, body string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		err = In(h.Namespace, func() error {
-			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
-			return err
-		})
-		return conn, err
-	}}}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.Dial}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:9494"+path, nil)
 	if err != nil {
 		return 0, "", err

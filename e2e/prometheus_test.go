@@ -1,0 +1,262 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/e2e/lab"
+)
+
+// prometheus is a real one, on a lab's underlay, with the shipped configuration.
+type prometheus struct {
+	*testing.T
+	client http.Client
+}
+
+const prometheusAddress = "127.0.0.1:9090"
+
+// startPrometheus starts one. Of the shipped files it changes only this: the addresses of the hosts, and to save time the
+// intervals (1 s) and for how long something must be wrong until an alert fires (2 s).
+func startPrometheus(t *testing.T, l *lab.Lab) *prometheus {
+	t.Helper()
+	dir := t.TempDir()
+	var targets []string
+	for _, h := range l.Nodes {
+		targets = append(targets, fmt.Sprintf("%q", instance(h)))
+	}
+	change := func(name, pattern, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		before, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			before, err = os.ReadFile(filepath.Join("../deploy/prometheus", name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		re := regexp.MustCompile(pattern)
+		if !re.Match(before) {
+			t.Fatalf("%s has nothing like %s", name, pattern)
+		}
+		if err := os.WriteFile(path, re.ReplaceAllLiteral(before, []byte(text)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("prometheus.yml", `interval: 15s`, "interval: 1s")
+	change("prometheus.yml", `targets: \["192.*\]`, "targets: ["+strings.Join(targets, ", ")+"]")
+	change("rules.yml", `for: \d+m`, "for: 2s")
+	log, err := os.Create(filepath.Join(l.Dir(), "prometheus.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command("prometheus", "--config.file", filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path", filepath.Join(dir, "data"),
+		"--web.listen-address", prometheusAddress)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := lab.In(l.Underlay(), cmd.Start); err != nil {
+		t.Fatalf("%v: e2e/prepare test installs it", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	p := &prometheus{T: t}
+	p.client.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		err = lab.In(l.Underlay(), func() error {
+			conn, err = new(net.Dialer).DialContext(ctx, network, address)
+			return err
+		})
+		return conn, err
+	}}
+	return p
+}
+
+// instance is what Prometheus calls a host.
+func instance(h *lab.Host) string { return net.JoinHostPort(h.Address.String(), "9494") }
+
+// ask decodes the data that Prometheus answers into v.
+func (p *prometheus) ask(path string, query url.Values, v any) error {
+	ctx, cancel := context.WithTimeout(p.Context(), 10*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+prometheusAddress+"/api/v1/"+path+"?"+query.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	answer, err := p.client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	var decoded struct {
+		Status, Error string
+		Data          json.RawMessage
+	}
+	if err := json.Unmarshal(text, &decoded); err != nil {
+		return fmt.Errorf("%s: %w: %.100s", path, err, text)
+	}
+	if decoded.Status != "success" {
+		return fmt.Errorf("%s: %s", path, decoded.Error)
+	}
+	return json.Unmarshal(decoded.Data, v)
+}
+
+// query returns an instant query's values, as text, by the series' labels.
+func (p *prometheus) query(expr string) (map[string]string, error) {
+	var data struct {
+		Result []struct {
+			Metric map[string]string
+			Value  [2]any
+		}
+	}
+	if err := p.ask("query", url.Values{"query": {expr}}, &data); err != nil {
+		return nil, fmt.Errorf("%s: %w", expr, err)
+	}
+	values := map[string]string{}
+	for _, r := range data.Result {
+		values[fmt.Sprint(r.Metric)] = fmt.Sprint(r.Value[1])
+	}
+	return values, nil
+}
+
+// want waits until a query without labels has a value.
+func (p *prometheus) want(limit time.Duration, expr, value string) {
+	p.Helper()
+	eventually(p.T, limit, expr+" is "+value, func() error {
+		got, err := p.query(expr)
+		if err == nil && (len(got) != 1 || got["map[]"] != value) {
+			err = fmt.Errorf("it is %v", got)
+		}
+		return err
+	})
+}
+
+// firing returns the alerts that fire, as in "TulleDown 192.0.2.11:9494", with their texts.
+func (p *prometheus) firing() (map[string]string, error) {
+	var data struct {
+		Alerts []struct {
+			Labels, Annotations map[string]string
+			State               string
+		}
+	}
+	if err := p.ask("alerts", nil, &data); err != nil {
+		return nil, err
+	}
+	firing := map[string]string{}
+	for _, a := range data.Alerts {
+		if a.State == "firing" {
+			firing[strings.TrimSpace(a.Labels["alertname"]+" "+a.Labels["instance"])] = a.Annotations["summary"] + "\n" + a.Annotations["description"]
+		}
+	}
+	return firing, nil
+}
+
+// fires waits until exactly these alerts fire, and returns their texts.
+func (p *prometheus) fires(limit time.Duration, alerts ...string) (firing map[string]string) {
+	p.Helper()
+	eventually(p.T, limit, fmt.Sprintf("these alerts fire: %v", alerts), func() (err error) {
+		if firing, err = p.firing(); err != nil {
+			return err
+		}
+		if len(firing) != len(alerts) || slices.ContainsFunc(alerts, func(a string) bool { return firing[a] == "" }) {
+			return fmt.Errorf("there are %v", firing)
+		}
+		return nil
+	})
+	return firing
+}
+
+func TestPrometheus(t *testing.T) {
+	l := newLab(t, lab.Options{Hosts: 3, Agent: []string{"--listen", "0.0.0.0:9494", "--peer-metrics"}})
+	p := startPrometheus(t, l)
+	const soon = 60 * time.Second
+	p.want(soon, `sum(up{job="tulle"})`, "3")
+	p.want(soon, `sum(tulle_ready)`, "3")
+	p.want(soon, `sum(tulle_peers)`, "6")
+	for _, h := range l.Nodes {
+		promtool(t, get(t, h, "/metrics"), "check", "metrics")
+	}
+	p.rulesHold(soon)
+	p.fires(soon)
+	p.dashboardAnswers()
+
+	killed := l.Nodes[1]
+	if err := killed.Agent.Stop(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	down := "TulleDown " + instance(killed)
+	text := p.fires(soon, down)[down]
+	if !strings.HasPrefix(text, instance(killed)+": the agent does not answer\n") || !strings.Contains(text, "tulle doctor") {
+		t.Errorf("the alert says %q", text)
+	}
+	if err := l.StartAgent(t.Context(), killed); err != nil {
+		t.Fatal(err)
+	}
+	p.fires(soon)
+}
+
+// rulesHold waits until all rules were evaluated, and none of them failed.
+func (p *prometheus) rulesHold(limit time.Duration) {
+	p.Helper()
+	shipped, err := os.ReadFile("../deploy/prometheus/rules.yml")
+	if err != nil {
+		p.Fatal(err)
+	}
+	want := len(regexp.MustCompile(`(?m)^ +- (alert|record): `).FindAll(shipped, -1))
+	eventually(p.T, limit, fmt.Sprintf("%d rules hold", want), func() error {
+		var data struct {
+			Groups []struct {
+				Rules []struct{ Name, Health, LastError string }
+			}
+		}
+		if err := p.ask("rules", nil, &data); err != nil {
+			return err
+		}
+		n := 0
+		for _, g := range data.Groups {
+			for _, r := range g.Rules {
+				if n++; r.Health != "ok" {
+					return fmt.Errorf("%s is %s: %s", r.Name, r.Health, r.LastError)
+				}
+			}
+		}
+		if n != want {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+}
+
+// dashboardAnswers asks all that the dashboard does. What is empty as long as all is well may be so.
+func (p *prometheus) dashboardAnswers() {
+	p.Helper()
+	d, _ := fleetDashboard(p.T)
+	empty := regexp.MustCompile(`^(Hosts with the most unreachable peers|Hosts that lose most, overlay|Leases left out|Failures|Changes|Peers that are out of reach|Round trips|Quantiles|Loss|Packets lost|Hosts with the slowest|Slowest peers)`)
+	for what, expr := range d.queries() {
+		answer, err := p.query(expr)
+		if err != nil {
+			p.Errorf("%s: %v", what, err)
+		} else if len(answer) == 0 && !empty.MatchString(what) {
+			p.Errorf("%s: nothing: %s", what, expr)
+		}
+	}
+}
