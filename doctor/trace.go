@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -66,8 +67,8 @@ func (r Request) Run(ctx context.Context) (Trace, error) {
 	if err != nil {
 		return Trace{}, err
 	}
-	if view.Self.Key == "" {
-		return Trace{}, fmt.Errorf("this host holds no lease yet, so there is no path into the overlay: tulle status says why")
+	if view.Self.Key == "" || view.Underlay.Device == "" {
+		return Trace{}, errors.New("the agent has no lease or no underlay yet, so there is no path into the overlay: tulle status says why")
 	}
 	plan, err := Plan(view)
 	if err != nil {

@@ -78,40 +78,43 @@ type brokenHop struct {
 	name      string
 	where     string // host1, host2, c1, c2, underlay
 	inject    string
-	undo      string // "": the host's agent does it
+	undo      string
 	from      bool   // traced from the first host's container
 	hop       string // that must be named
 	says, fix string // what must be said of it
 }
 
+// byAgent in an undo, a comment to the shell, has the host's agent put right what it can.
+const byAgent = " # by the agent"
+
 var brokenHops = []brokenHop{
-	{"device down", "host1", "ip link set tulle.1 down", "", false, "device", "it is down", "systemctl start tulle"},
-	{"device deleted", "host1", "ip link del tulle.1", "", false, "device", "no such device", "systemctl start tulle"},
-	{"device on another port", "host1", "ip link del tulle.1; ip link add tulle.1 type vxlan id 1 dstport 4789 dev eth0; ip link set tulle.1 up", "ip link del tulle.1", false, "device", "it should be", "systemctl start tulle"},
-	{"forwarding off", "host1", "sysctl -qw net.ipv4.ip_forward=0", "", false, "forwarding", "forwards nothing", "sysctl -w net.ipv4.ip_forward=1"},
-	{"route deleted", "host1", "ip route del $PEER", "", false, "route", "the route to $PEER is missing", "ip route replace $PEER via $VTEP dev tulle.1 onlink proto 84"},
+	{"device down", "host1", "ip link set tulle.1 down", byAgent, false, "device", "it is down", "systemctl start tulle"},
+	{"device deleted", "host1", "ip link del tulle.1", byAgent, false, "device", "no such device", "systemctl start tulle"},
+	{"device on another port", "host1", "ip link del tulle.1; ip link add tulle.1 type vxlan id 1 dstport 4789 dev eth0; ip link set tulle.1 up", "ip link del tulle.1" + byAgent, false, "device", "it should be", "systemctl start tulle"},
+	{"forwarding off", "host1", "sysctl -qw net.ipv4.ip_forward=0", byAgent, false, "forwarding", "forwards nothing", "sysctl -w net.ipv4.ip_forward=1"},
+	{"route deleted", "host1", "ip route del $PEER", byAgent, false, "route", "the route to $PEER is missing", "ip route replace $PEER via $VTEP dev tulle.1 onlink proto 84"},
 	{"somebody's more specific route", "host1", "ip route add $C2 via 192.0.2.1 proto static", "ip route del $C2", false, "route", "somebody else's route", "ip route del $C2/32 via 192.0.2.1 dev eth0 proto static"},
 	{"somebody's blackhole", "host1", "ip route add blackhole $C2", "ip route del $C2", false, "route", "blackhole $C2/32", "ip route del blackhole $C2/32"},
 	{"policy route", "host1", "ip rule add from $OWNNET lookup 100 && ip route add $PEER via 192.0.2.1 table 100", "ip rule del from $OWNNET lookup 100; ip route flush table 100", false,
 		"route", "asks table 100 first", "ip route del $PEER via 192.0.2.1 dev eth0 table 100"},
-	{"nexthop elsewhere", "host1", "ip nexthop replace id $ID via 10.5.99.0 dev tulle.1 onlink proto 84", "", false, "nexthop", "it should be via $VTEP dev tulle.1", "ip nexthop replace id $ID via $VTEP dev tulle.1 onlink proto 84"},
-	{"neighbour deleted", "host1", "ip neigh del $VTEP dev tulle.1", "", false, "neighbour", "no neighbour $VTEP", "ip neigh replace $VTEP lladdr $MAC dev tulle.1 nud permanent"},
-	{"neighbour with another MAC", "host1", "ip neigh replace $VTEP lladdr 0a:00:00:00:00:66 dev tulle.1 nud permanent", "", false, "neighbour", "its lease says $MAC", "ip neigh replace $VTEP lladdr $MAC"},
-	{"FDB entry deleted", "host1", "bridge fdb del $MAC dev tulle.1 dst $DST self", "", false, "fdb", "no entry for $MAC", "bridge fdb replace $MAC dev tulle.1 dst $DST self permanent"},
-	{"FDB entry to another host", "host1", "bridge fdb replace $MAC dev tulle.1 dst $OTHER self permanent", "", false, "fdb", "dst $OTHER", "bridge fdb replace $MAC dev tulle.1 dst $DST self permanent"},
+	{"nexthop elsewhere", "host1", "ip nexthop replace id $ID via 10.5.99.0 dev tulle.1 onlink proto 84", byAgent, false, "nexthop", "it should be via $VTEP dev tulle.1", "ip nexthop replace id $ID via $VTEP dev tulle.1 onlink proto 84"},
+	{"neighbour deleted", "host1", "ip neigh del $VTEP dev tulle.1", byAgent, false, "neighbour", "no neighbour $VTEP", "ip neigh replace $VTEP lladdr $MAC dev tulle.1 nud permanent"},
+	{"neighbour with another MAC", "host1", "ip neigh replace $VTEP lladdr 0a:00:00:00:00:66 dev tulle.1 nud permanent", byAgent, false, "neighbour", "its lease says $MAC", "ip neigh replace $VTEP lladdr $MAC"},
+	{"FDB entry deleted", "host1", "bridge fdb del $MAC dev tulle.1 dst $DST self", byAgent, false, "fdb", "no entry for $MAC", "bridge fdb replace $MAC dev tulle.1 dst $DST self permanent"},
+	{"FDB entry to another host", "host1", "bridge fdb replace $MAC dev tulle.1 dst $OTHER self permanent", byAgent, false, "fdb", "dst $OTHER", "bridge fdb replace $MAC dev tulle.1 dst $DST self permanent"},
 	{"underlay blackholed", "host1", "ip route add blackhole $DST", "ip route del $DST", false, "underlay", "leads nowhere", "ip route del blackhole $DST/32"},
 	{"FORWARD drops", "host1", "iptables -w -I FORWARD -s $OWNNET -j DROP", "iptables -w -D FORWARD 1", false, "forward", "-A FORWARD -s $OWNNET -j DROP (table filter)", "iptables -t filter -D FORWARD -s $OWNNET -j DROP"},
-	{"our accept is missing", "host1", "iptables -w -D FORWARD -j TULLE-FORWARD", "", false, "forward", "policy DROP of FORWARD", "systemctl start tulle"},
+	{"our accept is missing", "host1", "iptables -w -D FORWARD -j TULLE-FORWARD", byAgent, false, "forward", "policy DROP of FORWARD", "systemctl start tulle"},
 	{"raw drops", "host1", "iptables -w -t raw -I PREROUTING -i docker0 -d $PEER -j DROP", "iptables -w -t raw -D PREROUTING 1", false, "forward", "(table raw)", "iptables -t raw -D PREROUTING -d $PEER -i docker0 -j DROP"},
 	{"masqueraded", "host1", "iptables -w -t nat -I POSTROUTING -s $OWNNET ! -o docker0 -j MASQUERADE", "iptables -w -t nat -D POSTROUTING 1", false, "masquerade", "its source is replaced", "systemctl start tulle"},
 	{"UDP not let out", "host1", "iptables -w -I OUTPUT -p udp -m udp --dport 8472 -j DROP", "iptables -w -D OUTPUT 1", false, "output", "--dport 8472 -j DROP", "iptables -t filter -D OUTPUT -p udp -m udp --dport 8472 -j DROP"},
 	{"UDP not let in", "host1", "iptables -w -A INPUT -p tcp -j ACCEPT && iptables -w -P INPUT DROP", "iptables -w -P INPUT ACCEPT && iptables -w -D INPUT -p tcp -j ACCEPT", false, "input", "policy DROP of INPUT", "iptables -t filter -I INPUT -p udp --dport 8472 -j ACCEPT"},
-	{"answers dropped in raw, as by Docker 28", "host1", "iptables -w -t raw -A PREROUTING -d $C1 ! -i docker0 -j DROP && iptables -w -t raw -D PREROUTING -j TULLE-PREROUTING", "iptables -w -t raw -D PREROUTING -d $C1 ! -i docker0 -j DROP",
+	{"answers dropped in raw, as by Docker 28", "host1", "iptables -w -t raw -A PREROUTING -d $C1 ! -i docker0 -j DROP && iptables -w -t raw -D PREROUTING -j TULLE-PREROUTING", "iptables -w -t raw -D PREROUTING -d $C1 ! -i docker0 -j DROP" + byAgent,
 		true, "return", "! -i docker0 -j DROP (table raw)", "systemctl start tulle"},
 	{"answers not forwarded", "host1", "iptables -w -I FORWARD -d $OWNNET -j REJECT", "iptables -w -D FORWARD 1", false, "return", "-j REJECT", "iptables -t filter -D FORWARD -d $OWNNET -j REJECT"},
 	{"peer down", "host2", "ip link set eth0 down", "ip link set eth0 up; ip route add default via 192.0.2.1", false, "peer host", "the host is down or cut off", "is $DST up"},
 	{"UDP blocked at the peer", "host2", "iptables -w -I INPUT -p udp --dport 8472 -j DROP", "iptables -w -D INPUT 1", false, "overlay", "UDP port 8472 is blocked", "let UDP port 8472 pass"},
-	{"peer's device down", "host2", "ip link set tulle.1 down", "", false, "overlay", "the peer's tulle.1 or agent", "look at $DST: tulle status"},
+	{"peer's device down", "host2", "ip link set tulle.1 down", byAgent, false, "overlay", "the peer's tulle.1 or agent", "look at $DST: tulle status"},
 	// A bridge leaves room for a VLAN tag (is_skb_forwardable, net/core/dev.c).
 	{"a narrow link on the way", "underlay", "ip link set host2 mtu 1300", "ip link set host2 mtu 1500", false, "path MTU", "carries 1304 bytes", `"MTU": 1304`},
 	{"container down", "c2", "ip link set eth0 down", "ip link set eth0 up; ip route add default via ${PEER%0/24}1", false, "address", "the container is down", "look at $DST: docker ps"},
@@ -174,11 +177,9 @@ func TestTrace(t *testing.T) {
 			if says, fix := expand(f.says), expand(f.fix); hop != f.hop || !strings.Contains(text, says) || !strings.Contains(text, fix) || code != 1 || r.Whole {
 				t.Errorf("exit code %d, %s: it names %q and says\n%s\nwant %s, %q and %q", code, r.Verdict, hop, text, f.hop, says, fix)
 			}
-			if f.undo != "" {
-				run(f.undo)
-			}
-			for _, h := range l.Nodes[:2] {
-				revive(t, l, h)
+			run(f.undo)
+			if strings.HasSuffix(f.undo, byAgent) {
+				revive(t, l, l.Nodes[map[string]int{"host1": 0, "host2": 1}[f.where]])
 			}
 			tracesClean(t, l, host, c2.Address.String(), "--from", from)
 		})
