@@ -19,9 +19,9 @@ import (
 // router is a network namespace of a test's own between two others, 10.5.1.2 behind left and 10.5.2.2 behind right.
 type router struct {
 	*testing.T
-	own            netns.NsHandle
-	sender, marker *net.UDPConn
-	receiver       map[uint16]*net.UDPConn
+	own      netns.NsHandle
+	sender   *net.UDPConn
+	receiver map[uint16]*net.UDPConn
 }
 
 // markerPort is where a packet arrives whatever the rules: once it is there, one that was sent before it is, too, or never will.
