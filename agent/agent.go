@@ -10,12 +10,14 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/tulle-net/tulle/agent/probe"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -76,6 +78,8 @@ type Agent struct {
 	registry *prometheus.Registry
 	notify   *notifier
 	journal  *journal
+	prober   *probe.Prober // nil: peers are not to be probed
+	deaf     atomic.Bool   // they can't be
 	started  time.Time
 
 	mu    sync.Mutex // the status server reads state; the loop holds mu while it works
@@ -91,6 +95,13 @@ func New(c Config, store Store, kernel Kernel, firewall Firewall, registry *prom
 	a := &Agent{
 		config: c, store: store, kernel: kernel, firewall: firewall, log: slog.New(recorder{log.Handler(), journal, nil}), registry: registry,
 		metrics: newMetrics(registry, c.Version), notify: newNotifier(), journal: journal, started: time.Now().UTC(), state: newState(),
+	}
+	if c.Probe {
+		a.prober = probe.New(probe.Options{Turned: a.turned, Observe: func(p probe.Path, trip time.Duration, answered bool) { a.metrics.probed(p.String(), trip, answered) }})
+		a.metrics.peers.probed = func() (reachable, unreachable int) {
+			reachable, unreachable, _ = a.prober.Count()
+			return reachable, unreachable
+		}
 	}
 	if c.PerPeer {
 		registry.MustRegister(newPeerSeries(a.Peers))
@@ -122,6 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return a.serve(ctx, listener) })
 	tasks.Go(func() error { return a.serve(ctx, socket) })
+	tasks.Go(func() error { return a.probePeers(ctx) })
 	tasks.Go(func() error { return a.store.Run(ctx) })
 	tasks.Go(func() error { return a.kernel.Listen(ctx) })
 	tasks.Go(func() error { return a.firewall.Listen(ctx) })

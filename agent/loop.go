@@ -156,6 +156,7 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	} else {
 		done, err = a.change(ctx, u, look)
 	}
+	a.aim(a.state.plan != before, u.Leases)
 	count := done.count()
 	a.metrics.changed(count)
 	if drift && sameUnderlay(before, a.state.plan) {
@@ -585,6 +586,7 @@ func (a *Agent) sayRejected() {
 			continue
 		}
 		s.rejected[key] = r
+		a.aimAt(key)
 		if said++; said > talkative {
 			more[r.Reason]++
 			continue
@@ -595,7 +597,13 @@ func (a *Agent) sayRejected() {
 		a.log.Warn("more leases left out", "count", said-talkative, "reasons", fmt.Sprint(more))
 	}
 	if len(s.rejected) > len(rejected) {
-		maps.DeleteFunc(s.rejected, func(key string, _ subnet.Reject) bool { _, still := rejected[key]; return !still })
+		maps.DeleteFunc(s.rejected, func(key string, _ subnet.Reject) bool {
+			_, still := rejected[key]
+			if !still {
+				a.aimAt(key)
+			}
+			return !still
+		})
 	}
 }
 

@@ -96,9 +96,10 @@ func (m *metrics) drifted(table string, n int) { m.drift.WithLabelValues(table).
 // probed notes what became of a probe: the time that the answer took, or that there was none.
 func (m *metrics) probed(path string, trip time.Duration, answered bool) {
 	m.probes.WithLabelValues(path).Inc()
-	if answered {
+	switch {
+	case answered && trip > 0: // else somebody set the clock meanwhile, and nobody knows
 		m.trips.WithLabelValues(path).Observe(trip.Seconds())
-	} else {
+	case !answered:
 		m.lost.WithLabelValues(path).Inc()
 	}
 }

@@ -20,7 +20,7 @@ func (a *Agent) Status() api.Status {
 	defer a.mu.Unlock()
 	s := &a.state
 	status := api.Status{API: api.Version, Version: a.config.Version, Host: a.config.Host, Started: a.started,
-		Lease: s.lease(), LeftOut: map[string]int{}, Repaired: maps.Clone(s.drift), Probing: a.config.Probe,
+		Lease: s.lease(), LeftOut: map[string]int{}, Repaired: maps.Clone(s.drift), Probing: a.prober != nil && !a.deaf.Load(),
 		Etcd:   api.EtcdState{Connected: s.etcd == nil, Revision: s.revision, Endpoints: a.config.Endpoints},
 		Docker: api.DockerState{Bridge: a.config.Options.Bridge, EnvFile: a.config.SubnetFile}}
 	status.Ready, status.Reason = s.ready()
@@ -87,12 +87,6 @@ func underlay(u backend.Underlay) api.Underlay {
 	return api.Underlay{Device: u.Device, MTU: u.MTU, Addresses: values(u.Local), PublicIPs: values(u.Public)}
 }
 
-// peerCount counts the peers that are programmed.
-func (a *Agent) peerCount() api.PeerCount {
-	total := len(a.state.plan.State().Routes)
-	return api.PeerCount{Total: total, Unknown: total}
-}
-
 // Peers returns how each peer is, by subnet; those that are left out, too.
 func (a *Agent) Peers() api.Peers {
 	a.mu.Lock()
@@ -125,6 +119,9 @@ func (a *Agent) peer(key string, e subnet.Entry) api.Peer {
 		if r, left := s.plan.Rejected()[key]; left {
 			p.State, p.Why = api.LeftOut, r.Error()
 		}
+	}
+	if p.State != api.LeftOut {
+		a.reached(&p)
 	}
 	return p
 }
@@ -204,9 +201,4 @@ func (a *Agent) Etcd(ctx context.Context, key string) api.Etcd {
 		e.Lease = &l
 	}
 	return e
-}
-
-// Mesh returns the round trips between all hosts, as far as they are known here.
-func (a *Agent) Mesh() api.Mesh {
-	return api.Mesh{API: api.Version, Hosts: []api.MeshHost{}, RTT: [][]*float64{}}
 }

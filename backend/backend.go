@@ -156,6 +156,14 @@ func BridgeAddrs(l subnet.Lease) (addrs subnet.Pair[netip.Prefix]) {
 	return addrs
 }
 
+// VTEPs are the addresses of a host's overlay device: the first of each of its lease's subnets, the network's own.
+func VTEPs(l subnet.Lease) (addrs subnet.Pair[netip.Addr]) {
+	for f, p := range l.Subnet.All() {
+		*addrs.At(f) = p.Addr()
+	}
+	return addrs
+}
+
 // CheckBridge refuses a name that a bridge of ours can't have.
 func CheckBridge(name string) error {
 	if len(name) > 15 || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, unicode.IsSpace) || name == "." || name == ".." || strings.HasPrefix(name, Prefix+".") {

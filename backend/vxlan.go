@@ -106,7 +106,7 @@ func (v vxlan) Fixed(h Host) (State, error) {
 	if !v.DirectRouting {
 		s.Firewall.Tunnel = v.device
 	}
-	s.Addrs[Addr{v.device, netip.PrefixFrom(h.Self.Subnet.V4.Addr(), 32)}] = struct{}{}
+	s.Addrs[Addr{v.device, netip.PrefixFrom(VTEPs(h.Self).V4, 32)}] = struct{}{}
 	return s, nil
 }
 
@@ -118,7 +118,7 @@ func (v vxlan) Peer(h Host, l subnet.Lease) (Part, error) {
 	if err != nil {
 		return Part{}, err
 	}
-	dst, vtep := l.Subnet.V4, l.Subnet.V4.Addr() // a VTEP's address is the first of its subnet
+	dst, vtep := l.Subnet.V4, VTEPs(l).V4
 	if v.DirectRouting && h.Underlay.reaches(l.PublicIP.V4) {
 		return Part{Routes: row(dst, Route{Via: l.PublicIP.V4, Dev: h.Underlay.Device})}, nil
 	}

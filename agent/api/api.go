@@ -134,7 +134,8 @@ type Probe struct {
 	Loss    float64   `json:"loss"`              // share of the last probes, 0 to 1
 	Sent    time.Time `json:"sent"`              // the last
 	Answer  time.Time `json:"answer,omitzero"`   // the last
-	HeardUs time.Time `json:"heard_us,omitzero"` // when it last got a probe of ours over the overlay, if it says so
+	Heard   time.Time `json:"heard,omitzero"`    // when it was last heard of over the overlay, be it by a probe of its own
+	HeardUs time.Time `json:"heard_us,omitzero"` // when it last heard of us over the overlay, if it says so
 }
 
 // Events are what happened lately, the oldest first.

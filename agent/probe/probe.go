@@ -53,6 +53,7 @@ type Result struct {
 type PathResult struct {
 	Trip     time.Duration // there and back, of the last answer, to a microsecond; 0 if not known
 	Loss     float64       // share of the last probes, eight at most, 0 to 1
+	Failures int           // of these, lost in a row until now
 	Sent     time.Time     // the last probe
 	Answered time.Time     // the last answer
 }
@@ -113,6 +114,7 @@ func (p *peer) result(now moment) Result {
 		r.Paths[i] = PathResult{Trip: time.Duration(x.trip) * time.Microsecond, Sent: at(x.sent), Answered: at(x.answered)}
 		if x.count > 0 {
 			r.Paths[i].Loss = float64(bits.OnesCount8(x.lost)) / float64(x.count)
+			r.Paths[i].Failures = bits.TrailingZeros8(^x.lost)
 		}
 	}
 	return r

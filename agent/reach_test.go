@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tulle-net/tulle/agent/api"
+	"github.com/tulle-net/tulle/agent/probe"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+func TestWhyUnreachable(t *testing.T) {
+	t.Parallel()
+	answered := time.Unix(1700000000, 0)
+	later := answered.Add(20 * time.Second)
+	for _, c := range []struct {
+		name           string
+		lost           int
+		heard, heardUs time.Time
+		want           string
+	}{
+		{"the host is down", 3, answered, answered, "neither over the overlay nor over the underlay"},
+		{"from here to there", 0, later, answered, "blocked from here to there"},
+		{"from there to here", 1, answered, later, "blocked from there to here"},
+		{"both ways", 0, answered.Add(time.Second), time.Time{}, "but not over the overlay"},
+	} {
+		r := probe.Result{State: probe.Unreachable, Heard: c.heard, HeardUs: c.heardUs}
+		r.Paths[probe.Overlay] = probe.PathResult{Answered: answered, Loss: 1}
+		r.Paths[probe.Underlay] = probe.PathResult{Answered: answered, Failures: c.lost}
+		if got := whyUnreachable(r); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// The prober is told of exactly those that are programmed, whatever becomes of leases.
+func TestAim(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.agent.prober = probe.New(probe.Options{}) // it does not run: there is nobody to probe
+		known := func(keys ...string) {
+			t.Helper()
+			if _, _, unknown := r.agent.prober.Count(); unknown != len(keys) {
+				t.Errorf("%d peers are to be probed, want %v", unknown, keys)
+			}
+			for _, key := range keys {
+				if _, ok := r.agent.prober.Result(key); !ok {
+					t.Errorf("%s is not to be probed", key)
+				}
+			}
+		}
+		r.ready()
+		known()
+		r.put(peer(2), peer(3))
+		known("10.5.2.0-24", "10.5.3.0-24")
+		bad := peer(3)
+		bad.Lease.Data.V4 = `{"VNI":1,"VtepMAC":"x"}`
+		r.put(bad)
+		known("10.5.2.0-24")
+		rival := peer(4)
+		rival.Lease.Data = peer(2).Lease.Data // the older keeps the MAC
+		r.put(rival, subnet.Entry{Lease: subnet.Lease{Subnet: peer(9).Lease.Subnet, PublicIP: peer(9).Lease.PublicIP}, Reserved: true})
+		known("10.5.2.0-24")
+		r.remove("10.5.2.0-24") // that lets the rival in
+		known("10.5.4.0-24")
+		r.setConfig(`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`)
+		known()
+		if c := r.agent.Status().Peers; c != (api.PeerCount{}) {
+			t.Errorf("no peer has this VNI, and still they count as %+v", c)
+		}
+	})
+}
+
+func TestTurned(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.agent.prober = probe.New(probe.Options{})
+		r.ready()
+		r.put(peer(2))
+		r.log.take()
+		down := probe.Result{State: probe.Unreachable}
+		r.agent.turned("10.5.2.0-24", down)
+		r.agent.turned("10.5.2.0-24", probe.Result{State: probe.Reachable})
+		r.wantLog(`level=WARN msg="peer 10.5.2.0/24 (192.0.2.2) is unreachable: it answers neither over the overlay nor over the underlay: is its host down?" lease=10.5.2.0-24`,
+			`level=INFO msg="peer 10.5.2.0/24 (192.0.2.2) is reachable again" lease=10.5.2.0-24`)
+		if got := r.agent.Peers().Peers; len(got) != 1 || got[0].State != api.Unknown || got[0].Subnets[0] != netip.MustParsePrefix("10.5.2.0/24") {
+			t.Errorf("%+v", got)
+		}
+	})
+}
