@@ -22,6 +22,15 @@ func ndmsg(family uint8, index int, state uint16, flags uint8) message {
 
 // entries dumps a device's permanent neighbour or, for AF_BRIDGE, FDB entries.
 func (k *Kernel) entries(family uint8, index int, f func(dst netip.Addr, mac backend.MAC)) error {
+	return k.allEntries(family, index, func(dst netip.Addr, mac backend.MAC, state uint16) {
+		if state&unix.NUD_PERMANENT != 0 {
+			f(dst, mac)
+		}
+	})
+}
+
+// allEntries is entries whatever their state, NUD_….
+func (k *Kernel) allEntries(family uint8, index int, f func(dst netip.Addr, mac backend.MAC, state uint16)) error {
 	// The filter is a header field for FDB dumps (rtnl_fdb_dump, net/core/rtnetlink.c), an attribute for the others.
 	m := ndmsg(family, index, 0, 0)
 	if family != unix.AF_BRIDGE {
@@ -29,7 +38,7 @@ func (k *Kernel) entries(family uint8, index int, f func(dst netip.Addr, mac bac
 	}
 	return k.conn.dump(unix.RTM_GETNEIGH, m, func(entry []byte) {
 		state := binary.NativeEndian.Uint16(entry[8:])
-		if entry[0] != family || int(number(entry[4:])) != index || state&unix.NUD_PERMANENT == 0 {
+		if entry[0] != family || int(number(entry[4:])) != index {
 			return
 		}
 		var dst netip.Addr
@@ -43,7 +52,7 @@ func (k *Kernel) entries(family uint8, index int, f func(dst netip.Addr, mac bac
 			}
 		}
 		if dst.IsValid() {
-			f(dst, mac)
+			f(dst, mac, state)
 		}
 	})
 }

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/tulle-net/tulle/agent/api"
+	"github.com/tulle-net/tulle/agent/docker"
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/etcd"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// direct is a doctor.Source for a host whose agent does not answer: etcd, and what the agent has left on the host. The agent's
+// options are taken to be the usual ones.
+type direct struct {
+	options etcd.Options
+	runDir  string
+}
+
+func (d direct) View(ctx context.Context, _ string) (api.View, error) {
+	key, err := d.key()
+	if err != nil {
+		return api.View{}, err
+	}
+	client, err := etcd.Dial(ctx, d.options)
+	if err != nil {
+		return api.View{}, err
+	}
+	defer client.Close()
+	v := api.View{API: api.Version, Version: version, Leases: map[string]api.StoredLease{},
+		Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true}}
+	if v.Config, _, err = client.Config(ctx); err != nil {
+		return v, err
+	}
+	holders, err := client.Leases(ctx)
+	if err != nil {
+		return v, err
+	}
+	var self subnet.Lease
+	for _, h := range holders {
+		v.Leases[h.Key] = storedLease(h.Key, h.Entry)
+		if h.Key == key {
+			self = h.Lease
+		}
+	}
+	if v.Underlay, err = underlayOf(self.PublicIP); err != nil {
+		return v, err
+	}
+	v.Self = v.Leases[key]
+	if self == (subnet.Lease{}) { // released meanwhile: this host still goes by it
+		v.Self, err = formerLease(key, v)
+	}
+	return v, err
+}
+
+// Etcd is what an agent answers.
+func (d direct) Etcd(ctx context.Context, key string) (api.Etcd, error) {
+	look, err := etcd.Look(ctx, d.options, key)
+	e := api.Etcd{API: api.Version, Revision: look.Revision, TTL: look.TTL.Seconds()}
+	if err != nil {
+		e.Error = err.Error()
+	}
+	for _, m := range look.Members {
+		endpoint := api.EtcdEndpoint{URL: m.URL, Version: m.Version, Took: m.Took.Seconds(), Clock: m.Clock.Seconds()}
+		if m.Err != nil {
+			endpoint.Error = m.Err.Error()
+		}
+		e.Endpoints = append(e.Endpoints, endpoint)
+	}
+	if look.Entry != nil {
+		l := storedLease(key, *look.Entry)
+		e.Lease = &l
+	}
+	return e, nil
+}
+
+// storedLease is an entry as an agent tells of it; without a value, if that can't be read.
+func storedLease(key string, e subnet.Entry) api.StoredLease {
+	l := api.StoredLease{Key: key, Created: e.Created, Reserved: e.Reserved}
+	if e.Err == nil {
+		l.Value = string(e.Lease.MarshalValue())
+	}
+	return l
+}
+
+// key is that of the lease that this host held when its agent ended: as its mark says, or else its env file.
+func (d direct) key() (string, error) {
+	text, err := os.ReadFile(filepath.Join(d.runDir, "lease"))
+	if key, _, _ := strings.Cut(strings.TrimSpace(string(text)), " "); err == nil && key != "" {
+		return key, nil
+	}
+	env, err := docker.ReadEnv(filepath.Join(d.runDir, "subnet.env"))
+	if err != nil {
+		return "", fmt.Errorf("this host holds no lease: %w", err)
+	}
+	return subnet.FormatKey(subnet.PairOf(subnet.IPv4, env.Bridge.Masked())), nil
+}
+
+// underlayOf finds the device that peers send to: the one with the public address, or where a NAT in front has that, the usual one.
+func underlayOf(public subnet.Pair[netip.Addr]) (backend.Underlay, error) {
+	k, err := kernel.Open()
+	if err != nil {
+		return backend.Underlay{}, err
+	}
+	defer k.Close()
+	choice := backend.Choice{Public: public}
+	for _, a := range public.All() {
+		choice.Ifaces = append(choice.Ifaces, a.String())
+	}
+	u, err := k.Underlay(choice)
+	if err != nil {
+		u, err = k.Underlay(backend.Choice{Public: public})
+	}
+	return u, err
+}
+
+// formerLease is the lease that an agent of this host would hold under key.
+func formerLease(key string, v api.View) (api.StoredLease, error) {
+	subnets, err := subnet.ParseKey(key)
+	if err != nil {
+		return api.StoredLease{}, fmt.Errorf("this host's lease %q: %w", key, err)
+	}
+	config, _, err := subnet.ParseConfig([]byte(v.Config))
+	if err != nil {
+		return api.StoredLease{}, fmt.Errorf("the network's config: %w", err)
+	}
+	b, _, err := backend.New(config)
+	if err != nil {
+		return api.StoredLease{}, fmt.Errorf("the network's config: %w", err)
+	}
+	l := subnet.Lease{Subnet: subnets, PublicIP: v.Underlay.Public}
+	l.Backend, l.Data = b.Announce(v.Underlay)
+	return api.StoredLease{Key: key, Value: string(l.MarshalValue())}, nil
+}

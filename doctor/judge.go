@@ -1,0 +1,568 @@
+package doctor
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tulle-net/tulle/agent/probe"
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// The hops' names.
+const (
+	hopContainer  = "container"
+	hopGateway    = "gateway"
+	hopLease      = "lease"
+	hopDevice     = "device"
+	hopBridge     = "bridge"
+	hopForwarding = "forwarding"
+	hopRoute      = "route"
+	hopNexthop    = "nexthop"
+	hopNeighbour  = "neighbour"
+	hopFDB        = "fdb"
+	hopUnderlay   = "underlay"
+	hopFirewall   = "firewall"
+	hopForward    = "forward"
+	hopMasquerade = "masquerade"
+	hopOutput     = "output"
+	hopInput      = "input"
+	hopReturn     = "return"
+	hopHost       = "peer host"
+	hopOverlay    = "overlay"
+	hopMTU        = "path MTU"
+	hopAddress    = "address"
+)
+
+// Judge says what is right and what is wrong with each hop, in the packet's order, as far as no packet must be sent for it.
+func (f *PathFacts) Judge() (hops []Hop) {
+	add := func(name string, h Hop) {
+		if err := f.Unseen[name]; err != nil {
+			h = unknown(h.What, err.Error())
+		}
+		h.Name = name
+		hops = append(hops, h)
+	}
+	if f.Container != nil {
+		add(hopContainer, f.container())
+		if f.Container.Way.Via.IsValid() {
+			add(hopGateway, f.gateway())
+		}
+	}
+	switch f.place() {
+	case ofHost:
+		add(hopRoute, f.local())
+	case ofOutside:
+		add(hopRoute, f.outside())
+	case ofSubnet:
+		add(hopLease, f.lease())
+		add(hopBridge, f.bridge())
+		add(hopRoute, f.connected())
+	default:
+		f.judgePeer(add)
+	}
+	return hops
+}
+
+func (f *PathFacts) judgePeer(add func(string, Hop)) {
+	add(hopLease, f.lease())
+	row, ok := f.row()
+	if !ok {
+		add(hopRoute, skipped(f.Forwarded.String()))
+		return
+	}
+	if row.Tunnelled {
+		add(hopDevice, f.device())
+	}
+	if f.arrives() != "" {
+		add(hopForwarding, f.forwarding())
+	}
+	add(hopRoute, f.route(row))
+	add(hopNexthop, f.nexthop(row))
+	if row.Tunnelled {
+		add(hopNeighbour, f.neighbour(row))
+		add(hopFDB, f.fdb(row))
+	}
+	add(hopUnderlay, f.underlay(row))
+	if err := f.Unseen[hopFirewall]; err != nil {
+		add(hopFirewall, unknown("", err.Error()))
+		return
+	}
+	for _, p := range f.passages(row) {
+		add(p.name, f.pass(p))
+	}
+}
+
+// heal is how something of the agent's comes back. command does it by hand, unless it is "".
+func (f *PathFacts) heal(command string) string {
+	switch {
+	case f.Agent:
+		return "the agent puts it back within seconds; if it does not, tulle events and journalctl -u tulle say why"
+	case command == "":
+		return "start the agent, which puts it right: systemctl start tulle"
+	}
+	return "start the agent, which puts it back: systemctl start tulle; or by hand: " + command
+}
+
+func (f *PathFacts) container() Hop {
+	c, mtu := f.Container, f.Plan.State().MTU
+	what := fmt.Sprintf("%s has %s on %s, MTU %d", c.Name, c.Addr, c.Dev, c.MTU)
+	own := f.Plan.Host().Self.Subnet.Of(subnet.FamilyOf(f.Address))
+	switch {
+	case c.Host:
+		return right(c.Name + " is in the host's own network")
+	case !c.Way.Prefix.IsValid() || !c.Addr.IsValid():
+		return wrong(c.Name+": "+c.Way.String(), "it has no way to "+f.Address.String(),
+			"connect it to Docker's default network (docker network connect bridge "+c.Name+"), or give it an interface: tulle attach "+c.Name)
+	case c.Way.Type != "unicast" && c.Way.Type != "local":
+		return wrong(c.Name+": "+c.Way.String(), "its own network sends such packets nowhere", "delete that route inside the container")
+	case f.elsewhere():
+		why := fmt.Sprintf("that is no address of this host's lease %s: peers see the host's address instead", own)
+		if c.MTU > mtu {
+			why += fmt.Sprintf("; and its MTU is larger than the overlay's %d: make its network with -o com.docker.network.driver.mtu=%d", mtu, mtu)
+		}
+		return noted(what, why)
+	case c.MTU > mtu && f.place() == ofPeer:
+		return wrong(what, fmt.Sprintf("the overlay takes packets of at most %d bytes: longer ones are refused, and lost where ICMP is filtered", mtu),
+			fmt.Sprintf("start dockerd with --mtu=%d, as the agent's env file says, and make the container anew", mtu))
+	}
+	return right(what)
+}
+
+// elsewhere says that the container's address is not of this host's lease: it is on another of Docker's networks.
+func (f *PathFacts) elsewhere() bool {
+	return f.Container != nil && !f.Container.Host && !f.Plan.Host().Self.Subnet.Of(subnet.FamilyOf(f.Address)).Contains(f.Container.Addr)
+}
+
+func (f *PathFacts) gateway() Hop {
+	c := f.Container
+	what := fmt.Sprintf("%s inside %s", c.Way, c.Name)
+	switch {
+	case !c.Gateway:
+		return wrong(what, fmt.Sprintf("%s is not an address of this host", c.Way.Via),
+			"docker0's address must be the lease's: restart dockerd with the agent's env file, and make the container anew")
+	case c.Silent != nil:
+		return wrong(what, fmt.Sprintf("its gateway does not answer: %v", c.Silent),
+			fmt.Sprintf("is its cable still in the bridge? ip link show master %s; make the container anew otherwise", f.arrives()))
+	}
+	return right(what)
+}
+
+// lease compares what the agent plans with what etcd has now.
+func (f *PathFacts) lease() Hop {
+	stored, lease, exists := f.peer()
+	if f.place() == ofSubnet {
+		lease, exists = f.Plan.Host().Self, true
+		stored = f.View.Self
+	}
+	if !exists {
+		return wrong("no lease covers "+f.Address.String(), "nobody has leased its subnet",
+			"start the agent on the host that is to have it; tulle lease ls shows who has what")
+	}
+	family := subnet.FamilyOf(f.Address)
+	p, public := lease.Subnet.Of(family), lease.PublicIP.Of(family)
+	what := fmt.Sprintf("%s is leased to %s", p, public)
+	if stored.Reserved {
+		what = fmt.Sprintf("%s is reserved for %s", p, public)
+	}
+	e := f.Etcd
+	rejected, left := f.Plan.Rejected()[stored.Key]
+	switch {
+	case stored.LeftOut != "" || left:
+		return wrong(what, "it is left out here: "+cmp.Or(stored.LeftOut, rejected.Error()), fmt.Sprintf("put it right on %s, or release it: tulle lease release %s", public, p))
+	case stored.Reserved && lease.Idle():
+		return wrong(what, "its host has not come yet", fmt.Sprintf("start the agent on %s", public))
+	case e.Error != "":
+		return unknown(what, "etcd does not say whether it still is: "+e.Error)
+	case e.Lease == nil:
+		return wrong(what, "etcd has that lease no more: it has expired, or somebody released it", fmt.Sprintf("start the agent on %s, which takes it again: systemctl start tulle", public))
+	case e.Lease.Value != stored.Value:
+		return wrong(what, "etcd has another value for it: "+e.Lease.Value, "this host goes by an older one: is its agent in touch with etcd (tulle status)? Restart it otherwise")
+	}
+	const soon = 30 * time.Minute // flanneld renews an hour before the end, agents much earlier
+	remaining := time.Duration(e.TTL) * time.Second
+	forTime := fmt.Sprintf("%s, for %d h %d min", what, remaining/time.Hour, remaining%time.Hour/time.Minute)
+	switch {
+	case e.TTL == 0:
+		return right(what)
+	case remaining < soon:
+		return noted(forTime, fmt.Sprintf("nobody renews it: does the agent run on %s?", public))
+	}
+	return right(forTime)
+}
+
+func (f *PathFacts) device() Hop {
+	name, want := tunnelOf(f.Plan)
+	have := f.Links[name]
+	up := have
+	up.Down = false
+	switch {
+	case have.Kind == "":
+		return wrong(name, "there is no such device", f.heal(""))
+	case have.Down:
+		return wrong(fmt.Sprintf("%s is down, %s", name, have), "it is down, which also removes its routes and neighbours", f.heal("ip link set "+name+" up"))
+	case up != want:
+		return wrong(name+" "+have.String(), "it should be "+want.String(), f.heal(""))
+	}
+	return right(name + " " + have.String())
+}
+
+func (f *PathFacts) forwarding() Hop {
+	const sysctl = "net.ipv4.ip_forward"
+	if !f.Forwarding {
+		return wrong(sysctl+"=0", "this host forwards nothing for its containers", f.heal("sysctl -w "+sysctl+"=1"))
+	}
+	return right(sysctl + "=1")
+}
+
+// route judges the routes of forwarded packets and of this host's own.
+func (f *PathFacts) route(row row) Hop {
+	add := fmt.Sprintf("ip route replace %s %s proto 84", row.Prefix, row.Route)
+	for _, way := range []kernel.Way{f.Forwarded, f.Own} {
+		covers := way.Prefix.IsValid() && way.Prefix.Bits() >= row.Prefix.Bits()
+		switch {
+		case way.Ours() && way.Prefix == row.Prefix && way.Type == "unicast":
+			continue
+		case way.Table != 0:
+			return wrong(way.String(), fmt.Sprintf("somebody else's route takes the packets: a policy rule (ip rule) asks table %d first", way.Table),
+				"delete it: ip route del "+routeSpec(way)+"; or delete that rule")
+		case covers:
+			return wrong(way.String(), fmt.Sprintf("somebody else's route takes the packets, not %s %s", row.Prefix, row.Route), "delete it: ip route del "+routeSpec(way))
+		}
+		return wrong(way.String(), fmt.Sprintf("the route to %s is missing", row.Prefix), f.heal(add))
+	}
+	return right(f.Forwarded.String())
+}
+
+// routeSpec is way as `ip route del` takes it.
+func routeSpec(way kernel.Way) string { return strings.TrimSuffix(way.String(), " onlink") }
+
+func (f *PathFacts) nexthop(row row) Hop {
+	what, id := f.Nexthop.String(), f.Forwarded.Nexthop
+	command := fmt.Sprintf("ip route replace %s %s proto 84", row.Prefix, row.Route)
+	if id != 0 {
+		what, command = fmt.Sprintf("id %d %s", id, f.Nexthop), fmt.Sprintf("ip nexthop replace id %d %s proto 84", id, row.Route)
+	}
+	switch {
+	case !f.Forwarded.Ours():
+		return skipped(row.Route.String())
+	case f.Nexthop != row.Route:
+		return wrong(what, "it should be "+row.Route.String(), f.heal(command))
+	}
+	return right(what)
+}
+
+func (f *PathFacts) neighbour(row row) Hop {
+	command := fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", row.Via, row.MAC, row.Dev)
+	what := fmt.Sprintf("%s lladdr %s dev %s %s", row.Via, f.MAC, row.Dev, f.Neighbour)
+	switch {
+	case f.Links[row.Dev].Kind == "":
+		return skipped(fmt.Sprintf("%s dev %s", row.Via, row.Dev))
+	case f.Neighbour == "":
+		return wrong(fmt.Sprintf("no neighbour %s dev %s", row.Via, row.Dev), "nobody answers ARP there: the entry must be permanent", f.heal(command))
+	case f.MAC != row.MAC:
+		return wrong(what, "its lease says "+row.MAC.String(), f.heal(command))
+	case f.Neighbour != "PERMANENT":
+		return wrong(what, "the entry must be permanent: nobody answers ARP there", f.heal(command))
+	}
+	return right(what)
+}
+
+func (f *PathFacts) fdb(row row) Hop {
+	command := fmt.Sprintf("bridge fdb replace %s dev %s dst %s self permanent", row.MAC, row.Dev, row.VTEP)
+	switch {
+	case f.Links[row.Dev].Kind == "":
+		return skipped(fmt.Sprintf("%s dev %s", row.MAC, row.Dev))
+	case !f.VTEP.IsValid():
+		return wrong(fmt.Sprintf("no entry for %s dev %s", row.MAC, row.Dev), "frames for it are sent nowhere", f.heal(command))
+	case f.VTEP != row.VTEP:
+		return wrong(fmt.Sprintf("%s dev %s dst %s", row.MAC, row.Dev, f.VTEP), fmt.Sprintf("its lease says %s", row.VTEP), f.heal(command))
+	}
+	return right(fmt.Sprintf("%s dev %s dst %s", row.MAC, row.Dev, f.VTEP))
+}
+
+// underlay judges the route that the encapsulated packets take.
+func (f *PathFacts) underlay(row row) Hop {
+	way, device := f.Underlay, f.Plan.Host().Underlay.Device
+	_, lease, _ := f.peer()
+	public := lease.PublicIP.Of(subnet.FamilyOf(f.Address))
+	what := fmt.Sprintf("%s: %s", public, way)
+	switch {
+	case !way.Prefix.IsValid():
+		return wrong(what, "this host has no route to its peer", "give it one: ip route add "+public.String()+" via … dev "+device)
+	case way.Type == "local":
+		return wrong(what, public.String()+" is an address of this host itself", "take it away from here, or correct the peer's --public-ip")
+	case way.Type != "unicast":
+		return wrong(what, "that route leads nowhere", fmt.Sprintf("delete it: ip route del %s %s", way.Type, way.Prefix))
+	case way.Dev == row.Dev && row.Tunnelled:
+		return wrong(what, "that is the overlay itself: what carries it can't go through it", "ip route del "+routeSpec(way)+", and give the underlay a range outside of the network's")
+	case way.Dev != device:
+		return noted(what, fmt.Sprintf("the overlay uses %s: tulle agent --iface chooses another", device))
+	}
+	return right(what)
+}
+
+// passage is what a packet goes through in the packet filter at one place.
+type passage struct {
+	name   string
+	chains [][2]string // tables and chains, in the kernel's order
+	packet Packet
+	accept string // a rule that lets it pass
+}
+
+// passages are those of a packet from a container, of its encapsulation, and of the answer.
+func (f *PathFacts) passages(row row) (list []passage) {
+	h := f.Plan.Host()
+	family := subnet.FamilyOf(f.Address)
+	network, device := h.Config.Range.Of(family).Network, h.Underlay.Device
+	in, container := f.arrives(), f.source()
+	if f.Container != nil && f.Container.Host {
+		in = ""
+	}
+	both := fmt.Sprintf("-s %s -d %s -j ACCEPT", network, network)
+	if in != "" {
+		out := Packet{In: in, Out: row.Dev, Src: container, Dst: f.Address, Protocol: "icmp", State: "NEW"}
+		leaving := out
+		leaving.In = ""
+		list = append(list, passage{hopForward, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}, {"filter", "FORWARD"}}, out, both},
+			passage{hopMasquerade, [][2]string{{"nat", "POSTROUTING"}}, leaving, both})
+	}
+	if _, link := tunnelOf(f.Plan); row.Tunnelled {
+		local := h.Underlay.Local.Of(family)
+		sent := Packet{Out: device, Src: local, Dst: row.VTEP, Protocol: "udp", Port: link.VXLAN.Port, State: "NEW"}
+		got := Packet{In: device, Src: row.VTEP, Dst: local, Protocol: "udp", Port: link.VXLAN.Port, State: "NEW", Local: true}
+		udp := fmt.Sprintf("-p udp --dport %d -j ACCEPT", link.VXLAN.Port)
+		list = append(list, passage{hopOutput, [][2]string{{"raw", "OUTPUT"}, {"mangle", "OUTPUT"}, {"filter", "OUTPUT"}}, sent, udp},
+			passage{hopInput, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}, got, udp})
+	}
+	if in != "" && !f.elsewhere() { // or it comes to this host's own address
+		answer := Packet{In: row.Dev, Out: in, Src: f.Address, Dst: container, Protocol: "icmp", State: "ESTABLISHED"}
+		list = append(list, passage{hopReturn, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}, {"filter", "FORWARD"}}, answer, both})
+	}
+	return list
+}
+
+// String is the packet as a network engineer writes it.
+func (p Packet) String() string {
+	text := p.Protocol
+	if p.Port != 0 {
+		text += fmt.Sprintf(" port %d", p.Port)
+	}
+	text += fmt.Sprintf(" %s > %s", p.Src, p.Dst)
+	if p.In != "" {
+		text += " in " + p.In
+	}
+	if p.Out != "" {
+		text += " out " + p.Out
+	}
+	return text
+}
+
+// pass walks a packet through its chains.
+func (f *PathFacts) pass(p passage) Hop {
+	packet, doubtful, what := p.packet, []string(nil), p.packet.String()
+	for _, at := range p.chains {
+		packet.Out = p.packet.Out
+		if at[1] == "PREROUTING" {
+			packet.Out = ""
+		}
+		v := f.Filter.Verdict(at[0], at[1], packet)
+		packet.Mark = v.Mark
+		doubtful = append(doubtful, v.Doubtful...)
+		hidden := p.name == hopMasquerade && slices.Contains([]string{"MASQUERADE", "SNAT", "NETMAP"}, v.Target)
+		switch {
+		case v.Accept && !hidden:
+			continue
+		case hidden && f.elsewhere():
+			return noted(what, "its source is replaced: "+v.Rule+" (table nat)")
+		case !v.Sure:
+			return unknown(what, fmt.Sprintf("%s (table %s), unless one of these decides first: %s", v.Rule, at[0], strings.Join(v.Doubtful, "; ")))
+		case hidden:
+			return wrong(what, fmt.Sprintf("its source is replaced, so the peer does not see the container: %s (table nat)", v.Rule), f.filterFix(at[0], at[1], v, p.accept))
+		}
+		return wrong(what, fmt.Sprintf("dropped by %s (table %s)", v.Rule, at[0]), f.filterFix(at[0], at[1], v, p.accept))
+	}
+	if len(doubtful) > 0 {
+		return unknown(what, "passes, unless one of these decides otherwise: "+strings.Join(doubtful, "; "))
+	}
+	return right(what)
+}
+
+// filterFix says how a packet that came to a chain gets past a rule: past Docker's, and past a policy of FORWARD, the agent's
+// own rules let it.
+func (f *PathFacts) filterFix(table, chain string, v Verdict, accept string) string {
+	insert := fmt.Sprintf("iptables -t %s -I %s %s", table, chain, accept)
+	docker := strings.HasPrefix(v.Chain, "DOCKER") || table == "raw" && strings.Contains(v.Rule, "! -i ") || v.Target == "MASQUERADE"
+	forwarded := v.Chain == "FORWARD" && v.Position == 0
+	switch h := f.Plan.Host(); {
+	case (docker || forwarded) && (h.Forward || table == "nat" && h.Masquerade):
+		return f.heal(insert)
+	case v.Position == 0:
+		return "accept it: " + insert
+	}
+	return fmt.Sprintf("delete that rule: iptables -t %s -D %s", table, strings.TrimPrefix(v.Rule, "-A "))
+}
+
+// local judges an address of this host.
+func (f *PathFacts) local() Hop {
+	if f.Own.Type != "local" {
+		return wrong(f.Own.String(), f.Address.String()+" is to be this host's own address, and is not", f.heal(""))
+	}
+	return noted(f.Own.String(), "it is this host's own address")
+}
+
+func (f *PathFacts) outside() Hop {
+	why := "it is outside of the overlay, which has no addresses of its family"
+	if network := f.Plan.Host().Config.Range.Of(subnet.FamilyOf(f.Address)).Network; network.IsValid() {
+		why = fmt.Sprintf("it is outside of the overlay's %s", network)
+	}
+	if !f.Forwarded.Prefix.IsValid() || f.Forwarded.Type != "unicast" {
+		return wrong(f.Forwarded.String(), why+", and this host has no way there", "give the host a route: ip route add "+f.Address.String()+" via …")
+	}
+	return noted(f.Forwarded.String(), why+": this route is not the agent's")
+}
+
+// bridge judges the device that this host's own containers are behind.
+func (f *PathFacts) bridge() Hop {
+	h := f.Plan.Host()
+	want := backend.BridgeAddrs(h.Self).Of(subnet.FamilyOf(f.Address))
+	have := fmt.Sprintf("%s has %s", h.Bridge, joined(f.Bridge))
+	switch {
+	case h.Bridge == "":
+		return noted("no bridge", "the agent was started without one")
+	case f.Links[h.Bridge].Kind == "":
+		return wrong(h.Bridge, "there is no such device", f.heal("ip link add "+h.Bridge+" type bridge"))
+	case f.Links[h.Bridge].Down:
+		return wrong(h.Bridge+" is down", "its containers are cut off", f.heal("ip link set "+h.Bridge+" up"))
+	case !slices.Contains(f.Bridge, want):
+		return wrong(have, fmt.Sprintf("by the lease it should have %s", want), "restart dockerd with the agent's env file: systemctl restart docker")
+	}
+	return right(have)
+}
+
+func joined(list []netip.Prefix) string {
+	if len(list) == 0 {
+		return "no address"
+	}
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(list), " ", ", "), "[]")
+}
+
+// connected judges the route to this host's own containers.
+func (f *PathFacts) connected() Hop {
+	h := f.Plan.Host()
+	want := h.Self.Subnet.Of(subnet.FamilyOf(f.Address))
+	switch way := f.Own; {
+	case h.Bridge == "" || way.Dev == h.Bridge && way.Type == "unicast":
+		return right(way.String())
+	case way.Prefix.IsValid() && way.Prefix.Bits() >= want.Bits():
+		return wrong(way.String(), "somebody else's route takes the packets, not "+h.Bridge, "delete it: ip route del "+routeSpec(way))
+	}
+	return wrong(f.Own.String(), fmt.Sprintf("the route to %s dev %s is missing", want, h.Bridge), f.heal(fmt.Sprintf("ip route add %s dev %s", want, h.Bridge)))
+}
+
+// Judge says what the pings mean. Those that were not sent, because something before is wrong, are not reached.
+func (p Pings) Judge(f PathFacts) (hops []Hop) {
+	add := func(name string, h Hop) {
+		h.Name = name
+		hops = append(hops, h)
+	}
+	where := f.place()
+	_, lease, _ := f.peer()
+	public := lease.PublicIP.Of(subnet.FamilyOf(f.Address))
+	_, planned := f.row()
+	if where == ofPeer && planned {
+		add(hopHost, p.host(public))
+		add(hopOverlay, p.overlay(f, public))
+		add(hopMTU, p.mtu(f, public))
+	}
+	if where != ofHost && (where != ofPeer || planned) {
+		add(hopAddress, p.address(f, where, public))
+	}
+	return hops
+}
+
+func (p *Pinged) what() string {
+	return fmt.Sprintf("%s answers in %s", p.To, p.Trip.Round(10*time.Microsecond))
+}
+
+func (p *Pinged) silence() string { return fmt.Sprintf("%s does not answer", p.To) }
+
+// lost says that a ping was sent and not answered; any other error says why none could be sent.
+func (p *Pinged) lost() bool {
+	return errors.Is(p.Error, probe.ErrNoAnswer) || errors.As(p.Error, new(*probe.ICMPError))
+}
+
+func (p Pings) host(public netip.Addr) Hop {
+	overlay := p.Overlay != nil && p.Overlay.Error == nil
+	switch u := p.Underlay; {
+	case u == nil:
+		return skipped(public.String())
+	case u.Error == nil:
+		return right(u.what())
+	case overlay:
+		return noted(u.silence(), "but the overlay does: something filters pings")
+	case !u.lost():
+		return unknown(u.silence(), u.Error.Error())
+	case p.Overlay == nil:
+		return unknown(u.silence(), "the host is down or not to be reached, or something filters pings")
+	}
+	return wrong(p.Underlay.silence(), fmt.Sprintf("neither it nor the overlay does (%v): the host is down or cut off, or something on the way filters", p.Underlay.Error),
+		fmt.Sprintf("is %s up, and has it a way back here? Look there: ip addr, ip route", public))
+}
+
+func (p Pings) overlay(f PathFacts, public netip.Addr) Hop {
+	name, link := tunnelOf(f.Plan)
+	row, _ := f.row()
+	switch o := p.Overlay; {
+	case o == nil || p.Underlay.Error != nil && o.Error != nil && o.lost():
+		return skipped(row.Prefix.Addr().String())
+	case o.Error == nil:
+		return right(o.what())
+	case !o.lost():
+		return unknown(o.silence(), o.Error.Error())
+	case !row.Tunnelled:
+		return wrong(o.silence(), fmt.Sprintf("%s does, but not its address in the overlay: its agent does not run, or it does not route back here", public),
+			fmt.Sprintf("look there: tulle status, tulle trace %s", f.Plan.Host().Self.Subnet.Of(subnet.FamilyOf(f.Address)).Addr()))
+	}
+	return wrong(p.Overlay.silence(), fmt.Sprintf("%s does, but not through the tunnel: UDP port %d is blocked one way or both, or the peer's %s or agent is not there", public, link.VXLAN.Port, name),
+		fmt.Sprintf("let UDP port %d pass between the hosts, in both directions and also in what is between them (security groups); look at %s: tulle status, tulle doctor", link.VXLAN.Port, public))
+}
+
+func (p Pings) mtu(f PathFacts, public netip.Addr) Hop {
+	want := f.Plan.State().MTU
+	switch {
+	case p.MTUErr != nil:
+		return unknown(fmt.Sprintf("%d bytes", want), p.MTUErr.Error())
+	case p.MTU == 0:
+		return skipped(fmt.Sprintf("%d bytes", want))
+	case p.MTU < want:
+		outer := p.MTU
+		if row, _ := f.row(); row.Tunnelled {
+			outer += 50 // VXLAN's own, on an IPv4 underlay
+		}
+		return wrong(fmt.Sprintf("%d bytes", p.MTU), fmt.Sprintf("longer packets are lost on the way, though the overlay's MTU is %d: the underlay between here and %s carries %d bytes, not all that it should", want, public, outer),
+			fmt.Sprintf(`raise the MTU on the way, or tell the network: "MTU": %d in the config's Backend (tulle config set), and restart dockerd on all hosts`, outer))
+	}
+	return right(fmt.Sprintf("%d bytes", p.MTU))
+}
+
+func (p Pings) address(f PathFacts, where place, public netip.Addr) Hop {
+	switch a := p.Address; {
+	case a == nil:
+		return skipped(f.Address.String())
+	case a.Error == nil:
+		return right(a.what())
+	case !a.lost() || where == ofOutside:
+		return unknown(a.silence(), a.Error.Error())
+	case where == ofSubnet:
+		return wrong(a.silence(), fmt.Sprintf("no container of this host has it, or it answers no pings (%v)", a.Error), "is it running? docker ps, docker network inspect bridge")
+	}
+	return wrong(p.Address.silence(), fmt.Sprintf("its host does: the container is down, answers no pings, or %s does not forward to it (%v)", public, p.Address.Error),
+		fmt.Sprintf("look at %s: docker ps, tulle doctor, tulle trace %s", public, f.source()))
+}
