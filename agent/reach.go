@@ -14,7 +14,7 @@ import (
 
 // probePeers probes peers until ctx ends. A host that may not do so carries packets all the same.
 func (a *Agent) probePeers(ctx context.Context) error {
-	if a.prober == nil {
+	if !a.config.Probe {
 		return nil
 	}
 	if err := a.prober.Run(ctx); err != nil {

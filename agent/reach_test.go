@@ -38,7 +38,6 @@ func TestWhyUnreachable(t *testing.T) {
 // The prober is told of exactly those that are programmed, whatever becomes of leases.
 func TestAim(t *testing.T) {
 	bubble(t, func(r *rig) {
-		r.agent.prober = probe.New(probe.Options{}) // it does not run: there is nobody to probe
 		known := func(keys ...string) {
 			t.Helper()
 			if _, _, unknown := r.agent.prober.Count(); unknown != len(keys) {
@@ -74,7 +73,6 @@ func TestAim(t *testing.T) {
 
 func TestTurned(t *testing.T) {
 	bubble(t, func(r *rig) {
-		r.agent.prober = probe.New(probe.Options{})
 		r.ready()
 		r.put(peer(2))
 		r.log.take()

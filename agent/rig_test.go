@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tulle-net/tulle/agent/api"
+	"github.com/tulle-net/tulle/agent/probe"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -74,6 +75,7 @@ func bubble(t *testing.T, test func(r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, "")
+		r.agent.prober = probe.New(probe.Options{}) // it does not run: there is nobody to probe
 		defer r.run()()
 		test(r)
 	})

@@ -20,7 +20,7 @@ func (a *Agent) Status() api.Status {
 	defer a.mu.Unlock()
 	s := &a.state
 	status := api.Status{API: api.Version, Version: a.config.Version, Host: a.config.Host, Started: a.started,
-		Lease: s.lease(), LeftOut: map[string]int{}, Repaired: maps.Clone(s.drift), Probing: a.prober != nil && !a.deaf.Load(),
+		Lease: s.lease(), LeftOut: map[string]int{}, Repaired: maps.Clone(s.drift), Probing: a.config.Probe && !a.deaf.Load(),
 		Etcd:   api.EtcdState{Connected: s.etcd == nil, Revision: s.revision, Endpoints: a.config.Endpoints},
 		Docker: api.DockerState{Bridge: a.config.Options.Bridge, EnvFile: a.config.SubnetFile}}
 	status.Ready, status.Reason = s.ready()

@@ -32,7 +32,7 @@ type prometheus struct {
 const prometheusAddress = "127.0.0.1:9090"
 
 // startPrometheus starts one. Of the shipped files it changes only this: the addresses of the hosts, and to save time the
-// intervals (1 s) and for how long something must be wrong until an alert fires (2 s).
+// intervals (1 s), and for how long something must be wrong until an alert fires (2 s, where it is up to 5 minutes).
 func startPrometheus(t *testing.T, l *lab.Lab) *prometheus {
 	t.Helper()
 	dir := t.TempDir()
@@ -60,7 +60,7 @@ func startPrometheus(t *testing.T, l *lab.Lab) *prometheus {
 	}
 	change("prometheus.yml", `interval: 15s`, "interval: 1s")
 	change("prometheus.yml", `targets: \["192.*\]`, "targets: ["+strings.Join(targets, ", ")+"]")
-	change("rules.yml", `for: \d+m`, "for: 2s")
+	change("rules.yml", `for: [1-5]m`, "for: 2s")
 	log, err := os.Create(filepath.Join(l.Dir(), "prometheus.log"))
 	if err != nil {
 		t.Fatal(err)
@@ -185,19 +185,24 @@ func (p *prometheus) fires(limit time.Duration, alerts ...string) (firing map[st
 	return firing
 }
 
+// TestPrometheus has a real Prometheus watch three hosts, while an agent dies and a host is cut off.
 func TestPrometheus(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 3, Agent: []string{"--listen", "0.0.0.0:9494", "--peer-metrics"}})
 	p := startPrometheus(t, l)
 	const soon = 60 * time.Second
 	p.want(soon, `sum(up{job="tulle"})`, "3")
 	p.want(soon, `sum(tulle_ready)`, "3")
-	p.want(soon, `sum(tulle_peers)`, "6")
+	p.want(soon, `sum(tulle_peers{state="reachable"})`, "6")
+	p.want(soon, `sum(tulle_peer_reachable)`, "6")
+	p.want(soon, `count(tulle_peer_round_trip_seconds > 0)`, "12")
+	p.want(soon, `count(tulle_etcd_watch_lag_seconds > 0 < 1)`, "3")
 	for _, h := range l.Nodes {
 		promtool(t, get(t, h, "/metrics"), "check", "metrics")
 	}
 	p.rulesHold(soon)
+	p.dashboardAnswers(soon)
 	p.fires(soon)
-	p.dashboardAnswers()
 
 	killed := l.Nodes[1]
 	if err := killed.Agent.Stop(unix.SIGKILL); err != nil {
@@ -212,6 +217,29 @@ func TestPrometheus(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.fires(soon)
+
+	cut := l.Nodes[2]
+	for _, chain := range []string{"INPUT", "OUTPUT"} {
+		in(t, cut.Namespace, "iptables", "-I", chain, "-p", "udp", "--dport", "8472", "-j", "DROP")
+	}
+	off := "TulleHostCutOff " + instance(cut)
+	text = p.fires(soon, "TullePeersUnreachable", off)["TullePeersUnreachable"]
+	if !strings.HasPrefix(text, "3 hosts can't reach all of their peers over the overlay\nThe first are "+instance(cut)+" (2 peers) ") {
+		t.Errorf("the alert says %q", text)
+	}
+	p.want(soon, `sum(tulle_peer_reachable)`, "2")
+
+	// A peer that is gone for good leaves no series behind.
+	if err := cut.Agent.Stop(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Tulle(t.Context(), "", "lease", "release", cut.Container.Subnet.String()); err != nil {
+		t.Fatal(err)
+	}
+	p.fires(soon, "TulleDown "+instance(cut))
+	p.want(soon, `count(tulle_peer_reachable)`, "2")
+	p.want(soon, `count(tulle_peer_round_trip_seconds)`, "4")
+	p.want(soon, `sum(tulle_peers)`, "2")
 }
 
 // rulesHold waits until all rules were evaluated, and none of them failed.
@@ -246,17 +274,18 @@ func (p *prometheus) rulesHold(limit time.Duration) {
 	})
 }
 
-// dashboardAnswers asks all that the dashboard does. What is empty as long as all is well may be so.
-func (p *prometheus) dashboardAnswers() {
+// dashboardAnswers asks all that the dashboard does, until there are answers. What is empty as long as all is well may be so.
+func (p *prometheus) dashboardAnswers(limit time.Duration) {
 	p.Helper()
 	d, _ := fleetDashboard(p.T)
-	empty := regexp.MustCompile(`^(Hosts with the most unreachable peers|Hosts that lose most, overlay|Leases left out|Failures|Changes|Peers that are out of reach|Round trips|Quantiles|Loss|Packets lost|Hosts with the slowest|Slowest peers)`)
+	empty := []string{"Hosts with the most unreachable peers 1", "Hosts that lose most, overlay 1", "Leases left out 1", "Failures 2", "Peers that are out of reach 1"}
 	for what, expr := range d.queries() {
-		answer, err := p.query(expr)
-		if err != nil {
-			p.Errorf("%s: %v", what, err)
-		} else if len(answer) == 0 && !empty.MatchString(what) {
-			p.Errorf("%s: nothing: %s", what, expr)
-		}
+		eventually(p.T, limit, "the dashboard shows "+what, func() error {
+			answer, err := p.query(expr)
+			if err == nil && len(answer) == 0 && !slices.Contains(empty, what) {
+				err = fmt.Errorf("no series for %s", expr)
+			}
+			return err
+		})
 	}
 }

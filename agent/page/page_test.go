@@ -199,7 +199,7 @@ func TestPeers(t *testing.T) {
 	root, _ := write(t, broken(9))
 	got := strings.Join(peerRows(root), "\n")
 	want := strings.TrimSpace(`
-10.16.2.0/24 192.0.2.3 unreachable no answer over the overlay nor the underlay: the host is down, or cut off last answer 1 minute ago 100 % no answer yet 100 % 2 hours ago
+10.16.2.0/24 192.0.2.3 unreachable no answer over the overlay nor the underlay: the host is down, or cut off none since 12:02:34 100 % none yet 100 % 2 hours ago
 10.16.5.0/24 192.0.2.6 left out its subnet overlaps 10.16.1.0/24, which is older – – – – 5 hours ago
 10.16.9.0/24 192.0.2.10 reachable 12.1 ms 20 % 0.75 ms 0 % 9 hours ago
 10.16.6.0/24 192.0.2.7 not known – – – – –
@@ -348,19 +348,23 @@ func TestNumbers(t *testing.T) {
 	answered := now.Add(-3 * time.Second)
 	for _, c := range []struct {
 		probe     *api.Probe
+		state     api.State
 		rtt, loss string
 	}{
-		{nil, "–", "–"},
-		{&api.Probe{}, "no answer yet", "0 %"},
-		{&api.Probe{Loss: 1}, "no answer yet", "100 %"},
-		{&api.Probe{Loss: 1, RTT: 0.001, Answer: answered}, "last answer 3 seconds ago", "100 %"},
-		{&api.Probe{Loss: 0.999, RTT: 0.000042, Answer: answered}, "0.042 ms", "> 99 %"},
-		{&api.Probe{Loss: 0.001, RTT: 0.00999, Answer: answered}, "9.99 ms", "< 1 %"},
-		{&api.Probe{Loss: 0.25, RTT: 0.0421, Answer: answered}, "42.1 ms", "25 %"},
-		{&api.Probe{RTT: 1.5, Answer: answered}, "1500 ms", "0 %"},
+		{nil, api.Unknown, "–", "–"},
+		{&api.Probe{}, api.Unknown, "none yet", "0 %"},
+		{&api.Probe{Loss: 1}, api.Unreachable, "none yet", "100 %"},
+		{&api.Probe{Loss: 1, RTT: 0.001, Answer: answered}, api.Reachable, "none since 12:04:02", "100 %"},
+		{&api.Probe{Loss: 0.67, RTT: 0.001, Answer: answered, Sent: now}, api.Unreachable, "none since 12:04:02", "67 %"}, // that it had answered before makes no round trip of now
+		{&api.Probe{Loss: 0.67, RTT: 0.001, Answer: answered, Sent: now}, api.Reachable, "1.00 ms", "67 %"},
+		{&api.Probe{Loss: 0, RTT: 0.001, Answer: answered, Sent: now}, api.Unreachable, "1.00 ms", "0 %"}, // it is the other path that is cut
+		{&api.Probe{Loss: 0.999, RTT: 0.000042, Answer: answered}, api.Reachable, "0.042 ms", "> 99 %"},
+		{&api.Probe{Loss: 0.001, RTT: 0.00999, Answer: answered}, api.Reachable, "9.99 ms", "< 1 %"},
+		{&api.Probe{Loss: 0.25, RTT: 0.0421, Answer: answered}, api.Reachable, "42.1 ms", "25 %"},
+		{&api.Probe{RTT: 1.5, Answer: answered}, api.Reachable, "1500 ms", "0 %"},
 	} {
-		if rtt, loss := answer(c.probe, now), loss(c.probe); rtt != c.rtt || loss != c.loss {
-			t.Errorf("%+v: round trip %q, loss %q; want %q, %q", c.probe, rtt, loss, c.rtt, c.loss)
+		if rtt, loss := answer(c.probe, c.state, now), loss(c.probe); rtt != c.rtt || loss != c.loss {
+			t.Errorf("%s, %+v: round trip %q, loss %q; want %q, %q", c.state, c.probe, rtt, loss, c.rtt, c.loss)
 		}
 	}
 }

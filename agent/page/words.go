@@ -23,7 +23,7 @@ func words(now time.Time) template.FuncMap {
 		"clock":     func(t time.Time) string { return clock(t, now) },
 		"stamp":     func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 		"number":    func(n int) string { return humanize.Comma(int64(n)) },
-		"rtt":       func(p *api.Probe) string { return answer(p, now) },
+		"rtt":       func(p *api.Probe, s api.State) string { return answer(p, s, now) },
 		"loss":      loss,
 		"text":      func(s string) string { return short(s, maxText) },
 		"short":     short,
@@ -50,17 +50,19 @@ func milliseconds(seconds float64) string {
 	}
 }
 
-// answer is a path's round trip, or since when there is none.
-func answer(p *api.Probe, now time.Time) string {
-	switch {
-	case p == nil:
+// answer is the round trip of a peer's path, or since when there is none.
+func answer(p *api.Probe, s api.State, now time.Time) string {
+	if p == nil {
 		return "–"
-	case p.Loss < 1 && p.RTT > 0:
-		return milliseconds(p.RTT) + " ms"
-	case p.Answer.IsZero():
-		return "no answer yet"
 	}
-	return "last answer " + humanize.RelTime(p.Answer, now, "ago", "from now")
+	silent := p.Loss == 1 || s == api.Unreachable && p.Loss > 0 && p.Answer.Before(p.Sent)
+	switch {
+	case p.Answer.IsZero():
+		return "none yet"
+	case silent:
+		return "none since " + clock(p.Answer, now)
+	}
+	return milliseconds(p.RTT) + " ms"
 }
 
 // loss is the share of a path's probes that were lost. What is not nothing, or not everything, does not read as if it were.

@@ -205,7 +205,7 @@ func trip(p *api.Probe) string {
 }
 
 func loss(p *api.Probe) string {
-	if p == nil || p.Sent.IsZero() {
+	if p == nil || p.Answer.IsZero() && p.Loss == 0 { // nothing has become of any yet
 		return ""
 	}
 	return fmt.Sprintf("%.0f %%", p.Loss*100)

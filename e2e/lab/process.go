@@ -40,7 +40,10 @@ func startProcess(namespace, log, path string, args ...string) (*Process, error)
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C meant for us is none of its business
-	if err := In(namespace, cmd.Start); err != nil {
+	start := func() error {
+		return errors.Join(nameHost(namespace[strings.LastIndex(namespace, "-")+1:]), cmd.Start())
+	}
+	if err := In(namespace, start); err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", path, namespace, err)
 	}
 	p := &Process{PID: cmd.Process.Pid, Args: cmd.Args, Log: log, ended: make(chan struct{})}
@@ -49,6 +52,14 @@ func startProcess(namespace, log, path string, args ...string) (*Process, error)
 		close(p.ended)
 	}()
 	return p, nil
+}
+
+// nameHost gives this thread, and what it starts, a name of its own for the machine.
+func nameHost(name string) error {
+	if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("a host name of its own: %w", err)
+	}
+	return unix.Sethostname([]byte(name))
 }
 
 // alive wraps a condition so that it need not be waited for once the process has ended.
