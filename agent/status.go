@@ -3,11 +3,9 @@ package agent
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend"
@@ -142,7 +140,7 @@ func (a *Agent) View(address netip.Addr) api.View {
 	v := api.View{API: api.Version, Version: a.config.Version, Revision: s.revision, Config: s.config.Text, Options: a.options(),
 		Leases: map[string]api.StoredLease{}}
 	if s.own.Held() {
-		v.Self = stored(s.own.Lease.Key(), subnet.Entry{Lease: s.own.Lease, Reserved: s.own.Reserved})
+		v.Self = api.Stored(s.own.Lease.Key(), subnet.Entry{Lease: s.own.Lease, Reserved: s.own.Reserved})
 	}
 	var rejected map[string]subnet.Reject
 	if s.plan != nil {
@@ -152,22 +150,13 @@ func (a *Agent) View(address netip.Addr) api.View {
 		if address.IsValid() && !covers(e.Lease, address) && key != v.Self.Key {
 			continue
 		}
-		l := stored(key, e)
+		l := api.Stored(key, e)
 		if r, left := rejected[key]; left {
 			l.LeftOut = r.Error()
 		}
 		v.Leases[key] = l
 	}
 	return v
-}
-
-// stored is an entry as it is stored in etcd; without a value, if that can't be read.
-func stored(key string, e subnet.Entry) api.StoredLease {
-	l := api.StoredLease{Key: key, Created: e.Created, Reserved: e.Reserved}
-	if e.Err == nil {
-		l.Value = string(e.Lease.MarshalValue())
-	}
-	return l
 }
 
 func covers(l subnet.Lease, a netip.Addr) bool {
@@ -182,23 +171,5 @@ func covers(l subnet.Lease, a netip.Addr) bool {
 // Etcd asks etcd how it is, and what is stored under key unless that is "".
 func (a *Agent) Etcd(ctx context.Context, key string) api.Etcd {
 	look, err := a.store.Look(ctx, key)
-	e := api.Etcd{API: api.Version, Endpoints: []api.EtcdEndpoint{}, Revision: look.Revision, TTL: look.TTL.Seconds()}
-	if err != nil {
-		e.Error = err.Error()
-	}
-	for _, m := range look.Members {
-		endpoint := api.EtcdEndpoint{URL: m.URL, Version: m.Version, Took: m.Took.Seconds(), Clock: m.Clock.Round(time.Second).Seconds()}
-		if m.Err != nil {
-			endpoint.Error = m.Err.Error()
-		}
-		e.Endpoints = append(e.Endpoints, endpoint)
-	}
-	if look.Entry != nil {
-		l := stored(key, *look.Entry)
-		if look.Entry.Err != nil {
-			l.LeftOut = fmt.Sprint(look.Entry.Err)
-		}
-		e.Lease = &l
-	}
-	return e
+	return api.Looked(look, key, err)
 }

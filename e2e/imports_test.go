@@ -20,7 +20,7 @@ func TestImports(t *testing.T) {
 		"backend/netfilter": {"backend", "subnet"},
 		"etcd":              {"subnet"},
 		"agent":             {"agent/api", "agent/docker", "agent/page", "agent/probe", "backend", "subnet"},
-		"agent/api":         {"backend"},
+		"agent/api":         {"backend", "subnet"},
 		"agent/attach":      {"backend"},
 		"agent/docker":      {},
 		"agent/page":        {"agent/api"},

@@ -100,6 +100,22 @@ func boolOrder(a, b bool) int {
 	return 1
 }
 
+// Entries returns what is stored below subnets/, by key name, in one call.
+func (c *Client) Entries(ctx context.Context) (map[string]subnet.Entry, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	list, err := c.etcd.Get(ctx, c.subnetsPrefix(), clientv3.WithPrefix())
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	entries := make(map[string]subnet.Entry, len(list.Kvs))
+	for _, kv := range list.Kvs {
+		key, _ := c.leaseKey(kv)
+		entries[key] = readRecord(key, kv).entry
+	}
+	return entries, nil
+}
+
 // Reserve keeps a subnet for the host with a public address, for ever. If that host holds it already, its lease stops
 // expiring. The host takes a reservation made for it when its agent starts.
 func (c *Client) Reserve(ctx context.Context, p netip.Prefix, host netip.Addr) error {

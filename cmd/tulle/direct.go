@@ -38,17 +38,14 @@ func (d direct) View(ctx context.Context, _ string) (api.View, error) {
 	if v.Config, _, err = client.Config(ctx); err != nil {
 		return v, err
 	}
-	holders, err := client.Leases(ctx)
+	entries, err := client.Entries(ctx)
 	if err != nil {
 		return v, err
 	}
-	var self subnet.Lease
-	for _, h := range holders {
-		v.Leases[h.Key] = storedLease(h.Key, h.Entry)
-		if h.Key == key {
-			self = h.Lease
-		}
+	for key, e := range entries {
+		v.Leases[key] = api.Stored(key, e)
 	}
+	self := entries[key].Lease
 	if v.Underlay, err = underlayOf(self.PublicIP); err != nil {
 		return v, err
 	}
@@ -62,31 +59,7 @@ func (d direct) View(ctx context.Context, _ string) (api.View, error) {
 // Etcd is what an agent answers.
 func (d direct) Etcd(ctx context.Context, key string) (api.Etcd, error) {
 	look, err := etcd.Look(ctx, d.options, key)
-	e := api.Etcd{API: api.Version, Revision: look.Revision, TTL: look.TTL.Seconds()}
-	if err != nil {
-		e.Error = err.Error()
-	}
-	for _, m := range look.Members {
-		endpoint := api.EtcdEndpoint{URL: m.URL, Version: m.Version, Took: m.Took.Seconds(), Clock: m.Clock.Seconds()}
-		if m.Err != nil {
-			endpoint.Error = m.Err.Error()
-		}
-		e.Endpoints = append(e.Endpoints, endpoint)
-	}
-	if look.Entry != nil {
-		l := storedLease(key, *look.Entry)
-		e.Lease = &l
-	}
-	return e, nil
-}
-
-// storedLease is an entry as an agent tells of it; without a value, if that can't be read.
-func storedLease(key string, e subnet.Entry) api.StoredLease {
-	l := api.StoredLease{Key: key, Created: e.Created, Reserved: e.Reserved}
-	if e.Err == nil {
-		l.Value = string(e.Lease.MarshalValue())
-	}
-	return l
+	return api.Looked(look, key, err), nil
 }
 
 // key is that of the lease that this host held when its agent ended: as its mark says, or else its env file.
