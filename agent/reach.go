@@ -150,7 +150,11 @@ func (a *Agent) Mesh() api.Mesh {
 		if h.PublicIP = a.state.entries[key].Lease.PublicIP.V4; h.Self {
 			h.PublicIP = a.state.own.Lease.PublicIP.V4
 		}
-		m.Hosts, m.RTT = append(m.Hosts, h), append(m.RTT, seconds(known.RTT[i]))
+		row := seconds(known.RTT[i])
+		if r, ok := a.prober.Result(key); ok && r.State == probe.Unreachable { // what it said before tells nothing of now
+			row = make([]*float64, len(row))
+		}
+		m.Hosts, m.RTT = append(m.Hosts, h), append(m.RTT, row)
 	}
 	return m
 }

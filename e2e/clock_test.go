@@ -158,7 +158,7 @@ func changesOf(t *testing.T, h *lab.Host) string {
 // well fails unless `tulle status` says that all is as it should be.
 func well(t *testing.T, h *lab.Host) {
 	t.Helper()
-	in(t, h.Namespace, binary, "status") // it fails unless the agent is ready
+	in(t, h.Namespace, binary, "status", "--run-dir", h.RunDir) // it fails unless the agent is ready
 	status, err := h.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -354,7 +354,7 @@ func TestLiveRestore(t *testing.T) {
 	if err := h.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if status := in(t, h.Namespace, binary, "status"); !strings.Contains(status, old+" beside this host's 10.77.") || !strings.Contains(status, "--live-restore") {
+	if status := in(t, h.Namespace, binary, "status", "--run-dir", h.RunDir); !strings.Contains(status, old+" beside this host's 10.77.") || !strings.Contains(status, "--live-restore") {
 		t.Errorf("tulle status does not say that Docker keeps %s:\n%s", old, status)
 	}
 }

@@ -389,7 +389,7 @@ func TestLeaseExpired(t *testing.T) {
 	if status, err := h.Status(t.Context()); err != nil || !named(strings.Join(status.Warnings, "\n")) {
 		t.Errorf("the warnings don't name %s and %s: %q, %v", before[0], now, status.Warnings, err)
 	}
-	if text := grep(in(t, h.Namespace, binary, "status"), "WARNING"); !named(text) {
+	if text := grep(in(t, h.Namespace, binary, "status", "--run-dir", h.RunDir), "WARNING"); !named(text) {
 		t.Errorf("tulle status does not warn that %s is %s now:\n%s", before[0], now, text)
 	}
 	flows.wantNoneLost(t)

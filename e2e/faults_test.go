@@ -103,7 +103,7 @@ func TestConfigChange(t *testing.T) {
 	if log := logOf(t, l, l.Nodes[0]); !strings.Contains(log, "restart Docker") {
 		t.Errorf("the log does not say that Docker must be restarted:\n%s", log)
 	}
-	if status := in(t, l.Nodes[0].Namespace, binary, "status"); !strings.Contains(status, "restart it") {
+	if status := in(t, l.Nodes[0].Namespace, binary, "status", "--run-dir", l.Nodes[0].RunDir); !strings.Contains(status, "restart it") {
 		t.Errorf("tulle status does not say that Docker must be restarted:\n%s", status)
 	}
 }
@@ -432,7 +432,7 @@ func TestForeignBridge(t *testing.T) {
 	if after := in(t, h.Namespace, "ip", "-4", "-o", "addr", "show", "docker0"); after != before {
 		t.Errorf("the agent changed a bridge that is not its own:\n%s\n%s", before, after)
 	}
-	if status := in(t, h.Namespace, binary, "status"); !strings.Contains(status, "docker0 has 172.17.0.1/16, not this host's") || !strings.Contains(status, "ip link del docker0") {
+	if status := in(t, h.Namespace, binary, "status", "--run-dir", h.RunDir); !strings.Contains(status, "docker0 has 172.17.0.1/16, not this host's") || !strings.Contains(status, "ip link del docker0") {
 		t.Errorf("tulle status does not say what to do about docker0:\n%s", status)
 	}
 	if err := logs(t, l, h, "docker0 has 172.17.0.1/16"); err != nil {
@@ -533,7 +533,7 @@ func TestDaemonJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := newLab(t, lab.Options{Hosts: 1, Agent: []string{"--daemon-json", path}})
-	status := in(t, l.Nodes[0].Namespace, binary, "status")
+	status := in(t, l.Nodes[0].Namespace, binary, "status", "--run-dir", l.Nodes[0].RunDir)
 	if want := path + " sets bip, and so does DOCKER_OPTS"; !strings.Contains(status, want) {
 		t.Errorf("tulle status does not say %q:\n%s", want, status)
 	}
@@ -545,7 +545,7 @@ func TestOldBridgeAddress(t *testing.T) {
 	h := l.Nodes[0]
 	in(t, h.Namespace, "ip", "addr", "add", "10.5.250.1/24", "dev", "docker0")
 	says := func() bool {
-		return strings.Contains(in(t, h.Namespace, binary, "status"), "docker0 has 10.5.250.1/24 beside this host's")
+		return strings.Contains(in(t, h.Namespace, binary, "status", "--run-dir", h.RunDir), "docker0 has 10.5.250.1/24 beside this host's")
 	}
 	eventually(t, 5*time.Second, "tulle status names the address", func() error {
 		if !says() {

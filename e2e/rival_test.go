@@ -40,7 +40,7 @@ func TestSharedAddress(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if out, err := lab.Output(t.Context(), first.Namespace, binary, "status"); err == nil || !strings.Contains(out, "claims our lease") {
+	if out, err := lab.Output(t.Context(), first.Namespace, binary, "status", "--run-dir", first.RunDir); err == nil || !strings.Contains(out, "claims our lease") {
 		t.Errorf("tulle status says\n%s\n%v", out, err)
 	}
 	stop(t, clone)

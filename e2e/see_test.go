@@ -110,6 +110,7 @@ func TestReach(t *testing.T) {
 		wantPeer(t, h1, h2, api.Reachable, "")
 	})
 	t.Run("the host is down", func(t *testing.T) {
+		wantPeer(t, h1, h3, api.Reachable, "")
 		in(t, l.Underlay(), "ip", "link", "set", "host3", "down")
 		wantPeer(t, h1, h3, api.Unreachable, "is its host down?")
 		in(t, l.Underlay(), "ip", "link", "set", "host3", "up")
