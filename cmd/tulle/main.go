@@ -35,7 +35,8 @@ type cli struct {
 const description = `tulle joins plain Docker hosts into one flat container network.
 
 To see it work, on this machine alone:  sudo tulle lab demo
-On real hosts: store the network's range once (tulle config set), then run tulle agent on each.`
+On real hosts: store the network's range once (tulle config set), then run tulle agent on each.
+When containers don't reach each other: tulle doctor, and tulle trace ADDRESS.`
 
 func main() {
 	os.Exit(run(os.Args[1:]))
