@@ -138,7 +138,7 @@ func (a *Agent) View(address netip.Addr) api.View {
 	defer a.mu.Unlock()
 	s := &a.state
 	v := api.View{API: api.Version, Version: a.config.Version, Revision: s.revision, Config: s.config.Text, Options: a.options(),
-		Leases: map[string]api.StoredLease{}}
+		Chosen: a.config.Choice.Named(), Leases: map[string]api.StoredLease{}}
 	if s.own.Held() {
 		v.Self = api.Stored(s.own.Lease.Key(), subnet.Entry{Lease: s.own.Lease, Reserved: s.own.Reserved})
 	}

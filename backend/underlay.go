@@ -17,6 +17,9 @@ type Choice struct {
 	Public   subnet.Pair[netip.Addr] // where peers are told to send to, if not to the device's own address
 }
 
+// Named reports whether c leads to a device by itself, and not by the default route.
+func (c Choice) Named() bool { return len(c.Ifaces)+len(c.Regexes) > 0 || c.CanReach.IsValid() }
+
 // Underlay is what the kernel says of the network that carries the overlay's packets.
 type Underlay struct {
 	Device string

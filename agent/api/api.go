@@ -175,6 +175,7 @@ type View struct {
 	Config   string                 `json:"config"`   // the network's, as stored
 	Self     StoredLease            `json:"self"`
 	Underlay backend.Underlay       `json:"underlay"`
+	Chosen   bool                   `json:"chosen,omitempty"` // the operator said which device is the underlay's; else it is the default route's
 	Options  backend.Options        `json:"options"`
 	Leases   map[string]StoredLease `json:"leases"` // by key; this host's own, too
 }

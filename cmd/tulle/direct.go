@@ -17,7 +17,7 @@ import (
 )
 
 // direct is a doctor.Source for a host whose agent does not answer: etcd, and what the agent has left on the host. The agent's
-// options are taken to be the usual ones.
+// options are taken to be the usual ones, and the underlay's device to be chosen by the operator: it is the one that the lease names.
 type direct struct {
 	options etcd.Options
 	runDir  string
@@ -33,7 +33,7 @@ func (d direct) View(ctx context.Context, _ string) (api.View, error) {
 		return api.View{}, err
 	}
 	defer client.Close()
-	v := api.View{API: api.Version, Version: version, Leases: map[string]api.StoredLease{},
+	v := api.View{API: api.Version, Version: version, Chosen: true, Leases: map[string]api.StoredLease{},
 		Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true}}
 	if v.Config, _, err = client.Config(ctx); err != nil {
 		return v, err
