@@ -20,6 +20,7 @@ type cli struct {
 	Agent      agentCmd      `cmd:"" help:"Take part in the network: the per-host daemon."`
 	Status     statusCmd     `cmd:"" help:"Show how this host's agent and its peers are."`
 	Events     eventsCmd     `cmd:"" help:"Show what happened on this host lately, and why."`
+	Doctor     doctorCmd     `cmd:"" help:"Find out what keeps this host's containers from reaching others, and what to do."`
 	Trace      traceCmd      `cmd:"" help:"Show the path of a packet to an address, hop by hop, and what is wrong with it."`
 	Config     configCmd     `cmd:"" help:"Store, show or check the network's config in etcd."`
 	Lease      leaseCmd      `cmd:"" help:"Show who holds which subnet; reserve and release subnets."`

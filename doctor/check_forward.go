@@ -1,0 +1,334 @@
+package doctor
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// forwardingOff looks at the sysctls that a plan sets, and at those of the devices on the way.
+func forwardingOff(f Facts) []Finding {
+	want := map[string]string{ipForward: "1"}
+	if f.Plan != nil {
+		for name, value := range f.Plan.State().Sysctls {
+			want[name] = value
+		}
+		tunnel, _ := f.tunnel()
+		for _, device := range []string{tunnel, f.Plan.Host().Bridge} {
+			want[conf(device, "forwarding")] = "1"
+		}
+	}
+	var rows, fixes []string
+	for name, value := range want {
+		if have, ok := f.Sysctls[name]; ok && have != value {
+			rows, fixes = append(rows, name+" = "+have), append(fixes, "sysctl -w "+name+"="+value)
+		}
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	slices.Sort(rows)
+	slices.Sort(fixes)
+	if f.Sysctls[ipForward] != want[ipForward] { // it switches all devices
+		fixes = []string{"sysctl -w " + ipForward + "=1"}
+	}
+	return one("the kernel does not forward packets between containers and the overlay", "sysctl: "+strings.Join(rows, ", "),
+		strings.Join(fixes, "; ")+"; and see what switches it off (grep -r forward /etc/sysctl.conf /etc/sysctl.d)")
+}
+
+// crossing is a packet between a container of this host and one of a peer, and the chains that it has to pass.
+type crossing struct {
+	way    string
+	packet Packet
+}
+
+// crossings are one in each direction, with a container of a peer, or of one that may come.
+func (f Facts) crossings() []crossing {
+	h := f.Plan.Host()
+	tunnel := f.Plan.State().Firewall.Tunnel
+	if tunnel == "" {
+		tunnel = h.Underlay.Device
+	}
+	own, peer := second(h.Self.Subnet.V4.Addr()), second(h.Config.Range.V4.Max)
+	if h.Self.Subnet.V4.Contains(peer) {
+		peer = second(h.Config.Range.V4.Min)
+	}
+	if len(f.Paths) > 0 {
+		peer = second(f.Paths[0].VTEP)
+	}
+	return []crossing{
+		{"to containers", Packet{In: tunnel, Out: h.Bridge, Src: peer, Dst: own, Protocol: "tcp", State: "NEW"}},
+		{"from containers", Packet{In: h.Bridge, Out: tunnel, Src: own, Dst: peer, Protocol: "tcp", State: "NEW"}},
+	}
+}
+
+// dropped is a rule that drops packets.
+type dropped struct {
+	table string
+	ways  []string
+	Verdict
+}
+
+// forwardDrops are what drops crossing packets in FORWARD, each once.
+func (f Facts) forwardDrops() (drops []dropped) {
+	if f.Plan.Host().Bridge == "" {
+		return nil
+	}
+	for _, c := range f.crossings() {
+		p := c.packet
+		p.Mark = f.Filter.Verdict("mangle", "PREROUTING", p).Mark
+		for _, table := range []string{"mangle", "filter"} {
+			if v := f.Filter.Verdict(table, "FORWARD", p); !v.Accept {
+				drops = merge(drops, table, c.way, v)
+				break
+			}
+		}
+	}
+	return drops
+}
+
+func merge(drops []dropped, table, way string, v Verdict) []dropped {
+	for i, d := range drops {
+		if d.table == table && d.Rule == v.Rule {
+			drops[i].ways = append(d.ways, way)
+			return drops
+		}
+	}
+	return append(drops, dropped{table, []string{way}, v})
+}
+
+// doubting notes where a rule is not understood that may let in what another drops.
+func (f Facts) doubting() Facts {
+	if f.Plan == nil || f.Unseen[PartFilter] != "" {
+		return f
+	}
+	drops := map[Part][]dropped{PartForward: f.forwardDrops(), PartRaw: f.rawDrops(), PartBridged: f.bridgedDrops()}
+	for _, p := range f.Paths {
+		drops[PartUDP] = append(drops[PartUDP], f.udpDrops(p)...)
+	}
+	f.Unseen = maps.Clone(f.Unseen)
+	for part, list := range drops {
+		for _, d := range list {
+			if !d.Sure {
+				f.Unseen[part] = fmt.Sprintf("%s drops packets %s, unless what is not understood here accepts them before: %s", d.Rule, d.ways[0], strings.Join(d.Doubtful, "; "))
+			}
+		}
+	}
+	return f
+}
+
+// dockers reports whether a rule is one that Docker makes, and makes again: it comes after what DOCKER-USER accepts.
+func (d dropped) dockers() bool {
+	return strings.HasPrefix(d.Chain, "DOCKER") && d.Chain != "DOCKER-USER"
+}
+
+// forwardDrop is about what drops what no rule accepts: the policy, or Docker.
+func forwardDrop(f Facts) (findings []Finding) {
+	for _, d := range f.forwardDrops() {
+		if d.Position > 0 && !d.dockers() {
+			continue
+		}
+		h := f.Plan.Host()
+		fix := "systemctl start tulle: its agent accepts them (chain TULLE-FORWARD), and puts that back within seconds whoever takes it away"
+		if !h.Forward {
+			fix = fmt.Sprintf("start the agent without --forward-rules=false; or accept them: iptables -I FORWARD -s %[1]s -j ACCEPT; iptables -I FORWARD -d %[1]s -j ACCEPT",
+				h.Config.Range.V4.Network)
+		}
+		findings = append(findings, Finding{What: fmt.Sprintf("the packet filter drops packets %s: nothing accepts them", strings.Join(d.ways, " and ")),
+			Evidence: fmt.Sprintf("iptables-save -t %s: %s", d.table, d.Rule), Fix: fix})
+	}
+	return findings
+}
+
+// forwardShadowed is about rules of somebody else's that come before those that accept.
+func forwardShadowed(f Facts) (findings []Finding) {
+	for _, d := range f.forwardDrops() {
+		if d.Position == 0 || d.dockers() {
+			continue
+		}
+		h := f.Plan.Host()
+		findings = append(findings, Finding{What: fmt.Sprintf("a rule drops packets %s before they are accepted", strings.Join(d.ways, " and ")),
+			Evidence: fmt.Sprintf("iptables-save -t %s: %s (rule %d of %s)", d.table, d.Rule, d.Position, d.Chain),
+			Fix: fmt.Sprintf("%s; or accept before it: iptables -t %s -I %s %d -s %[5]s -d %[5]s -j ACCEPT", d.without(), d.table, d.Chain, d.Position,
+				h.Config.Range.V4.Network)})
+	}
+	return findings
+}
+
+// without is the command that takes a rule away.
+func (d dropped) without() string {
+	return "iptables -t " + d.table + " -D" + strings.TrimPrefix(d.Rule, "-A")
+}
+
+// rawDrops are what drops packets to containers in table raw: also to those addresses that rules name. Docker ≥ 28 has one for each
+// container.
+func (f Facts) rawDrops() (drops []dropped) {
+	h := f.Plan.Host()
+	if h.Bridge == "" {
+		return nil
+	}
+	into := f.crossings()[0].packet
+	for _, a := range append(f.Filter.addresses("raw", h.Self.Subnet.V4), into.Dst) {
+		into.Dst = a
+		if v := f.Filter.Verdict("raw", "PREROUTING", into); !v.Accept {
+			drops = merge(drops, "raw", "to "+a.String(), v)
+		}
+	}
+	return drops
+}
+
+func rawDrop(f Facts) []Finding {
+	var rules, ways []string
+	for _, d := range f.rawDrops() {
+		rules, ways = append(rules, "iptables-save -t raw: "+d.Rule), append(ways, d.ways...)
+	}
+	if len(rules) == 0 {
+		return nil
+	}
+	h := f.Plan.Host()
+	fix := "systemctl start tulle: its agent accepts them before (chain TULLE-PREROUTING of table raw)"
+	if !h.Forward {
+		fix = fmt.Sprintf("start the agent without --forward-rules=false; or accept them: iptables -t raw -I PREROUTING -s %s -d %s -j ACCEPT",
+			h.Config.Range.V4.Network, h.Self.Subnet.V4)
+	}
+	return one(fmt.Sprintf("table raw drops packets %s before anything accepts them, as Docker does from version 28 on", strings.ReplaceAll(some(ways), "\n", ", ")),
+		some(rules), fix)
+}
+
+// addresses are those within p that the rules of a table are about.
+func (f Filter) addresses(table string, p netip.Prefix) (all []netip.Addr) {
+	for _, set := range f.sets {
+		for _, c := range set[table] {
+			for _, r := range c.rules {
+				words := strings.Fields(r.text)
+				i := slices.Index(words, "-d")
+				if i < 0 || i+1 == len(words) {
+					continue
+				}
+				if d, err := netip.ParsePrefix(words[i+1]); err == nil && p.Contains(d.Addr()) && d.IsSingleIP() {
+					all = append(all, d.Addr())
+				}
+			}
+		}
+	}
+	return all
+}
+
+// bridgedDrops is what drops packets between two containers of this host. What Docker drops for --icc=false is meant so, and what
+// drops packets of others too has a name of its own.
+func (f Facts) bridgedDrops() []dropped {
+	h := f.Plan.Host()
+	if h.Bridge == "" || f.Sysctls[bridgeCall] != "1" {
+		return nil
+	}
+	own := second(h.Self.Subnet.V4.Addr())
+	v := f.Filter.Verdict("filter", "FORWARD", Packet{In: h.Bridge, Out: h.Bridge, Src: own, Dst: own.Next(), Protocol: "tcp", State: "NEW", Bridged: true})
+	named := slices.ContainsFunc(f.forwardDrops(), func(d dropped) bool { return d.Rule == v.Rule })
+	if v.Accept || named || strings.Contains(v.Rule, fmt.Sprintf("-i %s -o %s -j DROP", h.Bridge, h.Bridge)) {
+		return nil
+	}
+	return []dropped{{"filter", []string{"between containers of this host"}, v}}
+}
+
+func brNetfilter(f Facts) (findings []Finding) {
+	bridge := f.Plan.Host().Bridge
+	for _, d := range f.bridgedDrops() {
+		findings = one("containers of this host don't reach each other: the packet filter drops what passes "+bridge,
+			fmt.Sprintf("%s = 1, and iptables-save: %s", bridgeCall, d.Rule),
+			fmt.Sprintf("iptables -I FORWARD -i %s -o %s -j ACCEPT; or sysctl -w %s=0", bridge, bridge, bridgeCall))
+	}
+	return findings
+}
+
+// rpFilter names a strict filter only where it drops what should come in: the kernel takes the larger of a device's and all's.
+func rpFilter(f Facts) (findings []Finding) {
+	h := f.Plan.Host()
+	dev := h.Underlay.Device
+	strict := conf(dev, "rp_filter")
+	switch {
+	case f.Sysctls[strict] == "2" || f.Sysctls[conf("all", "rp_filter")] == "2": // loose
+		return nil
+	case f.Sysctls[conf("all", "rp_filter")] == "1":
+		strict = conf("all", "rp_filter")
+	case f.Sysctls[strict] != "1":
+		return nil
+	}
+	fix := fmt.Sprintf("sysctl -w %s=2", conf(dev, "rp_filter"))
+	for _, p := range f.Paths {
+		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" {
+			findings = one(fmt.Sprintf("the reverse path filter of %s drops what peers send: packets to them leave by %s", dev, p.Outer.Dev),
+				fmt.Sprintf("sysctl: %s = 1; ip route get fibmatch %s: %s", strict, p.Public, p.Outer), fix)
+			break
+		}
+	}
+	own := second(h.Self.Subnet.V4.Addr())
+	for _, p := range f.Paths {
+		v := f.Filter.Verdict("nat", "POSTROUTING", Packet{In: h.Bridge, Out: dev, Src: own, Dst: p.Public, Protocol: "tcp", State: "NEW"})
+		if v.Target == "MASQUERADE" || v.Target == "SNAT" || h.Bridge == "" {
+			continue
+		}
+		return append(findings, Finding{
+			What: fmt.Sprintf("the reverse path filter of %s drops what peers' containers send to %s: they are not masqueraded, and the way back is by the overlay",
+				dev, h.Underlay.Public.V4),
+			Evidence: fmt.Sprintf("sysctl: %s = 1; iptables-save -t nat, for a container's packet to %s: %s", strict, p.Public, v.Rule),
+			Fix:      fix + "; or start all agents with --ip-masq"})
+	}
+	return findings
+}
+
+// udpFiltered asks for each peer what this host's own rules do to the overlay's packets.
+func udpFiltered(f Facts) (findings []Finding) {
+	var drops []dropped
+	for _, p := range f.Paths {
+		drops = append(drops, f.udpDrops(p)...)
+	}
+	seen := map[string]bool{}
+	_, link := f.tunnel()
+	for _, d := range drops {
+		if seen[d.table+d.Rule] {
+			continue
+		}
+		seen[d.table+d.Rule] = true
+		fix := d.without()
+		if d.Position == 0 {
+			fix = fmt.Sprintf("iptables -I %s -p udp --dport %d -j ACCEPT, for good: in whatever makes your rules", d.Chain, link.VXLAN.Port)
+		}
+		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: UDP port %d", d.ways[0], link.VXLAN.Port),
+			Evidence: fmt.Sprintf("iptables-save -t %s: %s", d.table, d.Rule), Fix: fix})
+	}
+	return findings
+}
+
+// udpDrops are those rules of this host that drop the overlay's packets to or from a peer; one that is not quite understood does not if
+// the peer answers.
+func (f Facts) udpDrops(p Path) []dropped {
+	return slices.DeleteFunc(f.udpVerdicts(p), func(d dropped) bool { return d.Accept || !d.Sure && p.Overlay })
+}
+
+// udpVerdicts are those on each of the chains that the overlay's packets pass on this host.
+func (f Facts) udpVerdicts(p Path) (all []dropped) {
+	_, link := f.tunnel()
+	u := f.Plan.Host().Underlay
+	if p.Direct || link.Kind != backend.KindVXLAN {
+		return nil
+	}
+	udp := Packet{Protocol: "udp", Port: link.VXLAN.Port, State: "NEW"}
+	in, out := udp, udp
+	in.In, in.Src, in.Dst, in.Local = u.Device, p.Public, u.Local.Of(subnet.FamilyOf(p.Public)), true
+	out.Out, out.Src, out.Dst = u.Device, in.Dst, p.Public
+	for _, step := range []struct {
+		table, chain, way string
+		packet            Packet
+	}{
+		{"raw", "PREROUTING", "from peers", in}, {"mangle", "PREROUTING", "from peers", in}, {"mangle", "INPUT", "from peers", in}, {"filter", "INPUT", "from peers", in},
+		{"raw", "OUTPUT", "to peers", out}, {"mangle", "OUTPUT", "to peers", out}, {"filter", "OUTPUT", "to peers", out}, {"mangle", "POSTROUTING", "to peers", out},
+	} {
+		all = append(all, dropped{step.table, []string{step.way}, f.Filter.Verdict(step.table, step.chain, step.packet)})
+	}
+	return all
+}

@@ -1,0 +1,339 @@
+package doctor
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+func noVXLAN(f Facts) []Finding {
+	if !f.NoVXLAN {
+		return nil
+	}
+	return one("the kernel has no VXLAN", "ip link add type vxlan: Operation not supported", "modprobe vxlan; if there is no such module, install the kernel's extra modules, or another kernel")
+}
+
+func noNexthops(f Facts) []Finding {
+	if !f.NoNexthops {
+		return nil
+	}
+	return one("the kernel has no nexthop objects: all works, but routes to many peers take long to make", "ip nexthop: Operation not supported",
+		"a kernel from 5.3 on")
+}
+
+func flanneld(f Facts) []Finding {
+	var seen []string
+	for _, p := range f.Programs {
+		if p.Name == "flanneld" {
+			seen = append(seen, fmt.Sprintf("process %d: %s", p.PID, strings.Join(p.Args, " ")))
+		}
+	}
+	for _, d := range f.Devices {
+		if strings.HasPrefix(d.Name, "flannel.") || d.Name == "cni0" {
+			seen = append(seen, fmt.Sprintf("device %s, with %s", d.Name, list(d.Addrs)))
+		}
+	}
+	if own := backend.BridgeAddrs(f.Plan.Host().Self).V4; f.FlannelEnv.IsValid() && f.FlannelEnv != own {
+		seen = append(seen, fmt.Sprintf("%s says FLANNEL_SUBNET=%s, and this host's is %s", f.FlannelPath, f.FlannelEnv, own))
+	}
+	if len(seen) == 0 {
+		return nil
+	}
+	return one("flanneld runs on this host, or has left something behind: both would do the same work", strings.Join(seen, "\n"),
+		"systemctl disable --now flanneld; ip link del flannel.1 (each of its devices); rm -f "+f.FlannelPath+"; systemctl restart tulle")
+}
+
+func list(addrs []netip.Prefix) string {
+	if len(addrs) == 0 {
+		return "no address"
+	}
+	return strings.Trim(fmt.Sprint(addrs), "[]")
+}
+
+func vxlanClash(f Facts) (findings []Finding) {
+	tunnel, link := f.tunnel()
+	for _, d := range f.Devices {
+		sameVNI := d.Kind == "vxlan" && d.VNI == link.VXLAN.VNI && d.Port == link.VXLAN.Port
+		if d.Name == tunnel || link.VXLAN.Port == 0 || !sameVNI && (d.Kind == "vxlan" || d.Port != link.VXLAN.Port) {
+			continue
+		}
+		findings = append(findings, Finding{What: fmt.Sprintf("%s has the overlay's VNI or UDP port: %s can't be beside it", d.Name, tunnel),
+			Evidence: fmt.Sprintf("ip -d link show %s: %s id %d dstport %d", d.Name, d.Kind, d.VNI, d.Port),
+			Fix:      fmt.Sprintf("ip link del %s; or choose another VNI or Port for this network (tulle config set)", d.Name)})
+	}
+	return findings
+}
+
+func portTaken(f Facts) (findings []Finding) {
+	_, link := f.tunnel()
+	for _, p := range f.Programs {
+		if p.Listens {
+			findings = append(findings, Finding{What: fmt.Sprintf("%s listens on the overlay's UDP port %d: the VXLAN device can't have it", p.Name, link.VXLAN.Port),
+				Evidence: fmt.Sprintf("ss -ulnp: process %d: %s", p.PID, strings.Join(p.Args, " ")),
+				Fix:      fmt.Sprintf("stop %s, or choose another Port for this network (tulle config set)", p.Name)})
+		}
+	}
+	return findings
+}
+
+// explained reports whether another check says why the overlay's device can't be as it should.
+func (f Facts) explained() bool { return f.NoVXLAN || len(vxlanClash(f))+len(portTaken(f)) > 0 }
+
+// deviceWell reports whether the overlay's device is as it should be: else it is no wonder that peers don't answer.
+func (f Facts) deviceWell() bool { return !f.explained() && len(overlayDevice(f)) == 0 }
+
+func overlayDevice(f Facts) []Finding {
+	tunnel, want := f.tunnel()
+	d, ok := f.device(tunnel)
+	have := fmt.Sprintf("vxlan id %d local %s dstport %d mtu %d", d.VNI, d.Local, d.Port, d.MTU)
+	wanted := fmt.Sprintf("vxlan id %d local %s dstport %d mtu %d", want.VXLAN.VNI, want.VXLAN.Local, want.VXLAN.Port, want.MTU)
+	const fix = "systemctl restart tulle; journalctl -u tulle says if it can't be made"
+	switch {
+	case tunnel == "" || f.explained():
+		return nil
+	case !ok:
+		return one(tunnel+" is missing: no peer is reached", "ip link show "+tunnel+": it does not exist", fix)
+	case !d.Up:
+		return one(tunnel+" is down: no peer is reached", "ip link show "+tunnel+": state DOWN",
+			"ip link set "+tunnel+" up; systemctl restart tulle puts back the routes that it lost")
+	case have != wanted && len(mtuUnderlay(f)) == 0:
+		return one(tunnel+" is not as the network's config has it", "ip -d link show "+tunnel+": "+have+"; wanted is "+wanted, fix)
+	}
+	return nil
+}
+
+// wrongInterface looks for an underlay device that is not the one which peers are reached by.
+func wrongInterface(f Facts) (findings []Finding) {
+	u := f.Plan.Host().Underlay
+	for family, a := range u.Local.All() {
+		if d, _ := f.device(u.Device); !d.has(a) {
+			findings = append(findings, Finding{What: fmt.Sprintf("%s, which the overlay is on, does not have its address %s", u.Device, a),
+				Evidence: fmt.Sprintf("ip addr show %s: %s", u.Device, list(d.Addrs)),
+				Fix:      "systemctl restart tulle, with --iface DEVICE if it is to be another"})
+		}
+		public := u.Public.Of(family)
+		i := slices.IndexFunc(f.Devices, func(d Device) bool { return d.has(public) })
+		if public == a || i < 0 || f.Devices[i].Name == u.Device {
+			continue
+		}
+		d := f.Devices[i]
+		findings = append(findings, Finding{What: fmt.Sprintf("the public address %s is on %s, and the overlay on %s", public, d.Name, u.Device),
+			Evidence: fmt.Sprintf("ip addr show %s: %s", d.Name, list(d.Addrs)),
+			Fix:      fmt.Sprintf("start the agent with --iface %s and without --public-ip", d.Name)})
+	}
+	if peers, dev, evidence := f.ledAway(true); len(peers) > 0 {
+		findings = append(findings, Finding{What: fmt.Sprintf("the way to %s is by %s, and the overlay is on %s", strings.Join(peers, ", "), dev, u.Device),
+			Evidence: evidence, Fix: fmt.Sprintf("start the agent with --iface %s", dev)})
+	}
+	return append(findings, rivalDefaults(f)...)
+}
+
+// usual reports whether a route is one that a device brings along, or the default: not one that somebody has thought of.
+func usual(w kernel.Way) bool {
+	return w.Type == "unicast" && (w.Prefix.Bits() == 0 || w.Protocol == unix.RTPROT_KERNEL)
+}
+
+func (d Device) has(a netip.Addr) bool {
+	return slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// ledAway lists the peers whose public addresses are not reached by the underlay's device, but by a route that is usual or not. It
+// is no harm to those that answer: the overlay's own packets never leave by another device.
+func (f Facts) ledAway(asUsual bool) (peers []string, dev, evidence string) {
+	for _, p := range f.Paths {
+		if f.outside(p) || !p.Outer.Prefix.IsValid() || usual(p.Outer) != asUsual || p.Overlay && (p.Underlay || asUsual) {
+			continue
+		}
+		peers, dev = append(peers, p.Public.String()), p.Outer.Dev
+		evidence = fmt.Sprintf("ip route get fibmatch %s: %s%s", p.Public, p.Outer, f.because(p.Outer))
+	}
+	return peers, dev, evidence
+}
+
+// because names the policy rules that lead to a route's table.
+func (f Facts) because(w kernel.Way) (text string) {
+	for _, p := range f.Policies {
+		if w.Table != 0 && p.Table == int(w.Table) {
+			text += "; ip rule: " + p.Text
+		}
+	}
+	return text
+}
+
+// rivalDefaults looks for default routes of which it is chance which one the agent chose the underlay by.
+func rivalDefaults(f Facts) []Finding {
+	var rivals []Route
+	for _, r := range f.Routes {
+		if r.Dst != netip.PrefixFrom(netip.IPv4Unspecified(), 0) || r.Table != unix.RT_TABLE_MAIN || r.Kind != "unicast" {
+			continue
+		}
+		if len(rivals) > 0 && r.Metric < rivals[0].Metric {
+			rivals = nil
+		}
+		if len(rivals) == 0 || r.Metric == rivals[0].Metric && r.Dev != rivals[0].Dev {
+			rivals = append(rivals, r)
+		}
+	}
+	u := f.Plan.Host().Underlay.Device
+	if f.Chosen || len(rivals) < 2 || !slices.ContainsFunc(rivals, func(r Route) bool { return r.Dev == u }) {
+		return nil
+	}
+	var rows []string
+	for _, r := range rivals {
+		rows = append(rows, r.String())
+	}
+	return one(fmt.Sprintf("%d default routes are equally good: that the overlay is on %s is chance, and may change", len(rivals), u),
+		"ip route: "+strings.Join(rows, "; "),
+		"start the agent with --iface "+u+", or the device that leads to the peers; or give one route a higher metric")
+}
+
+// inNetwork reports whether a route claims some of the network's range. One that is wider is no harm: ours are narrower.
+func (f Facts) inNetwork(r Route) bool {
+	h := f.Plan.Host()
+	network := h.Config.Range.Of(subnet.FamilyOf(r.Dst.Addr())).Network
+	tunnel, _ := f.tunnel()
+	return network.IsValid() && r.Dst.Bits() >= network.Bits() && network.Contains(r.Dst.Addr()) && r.Table == unix.RT_TABLE_MAIN &&
+		r.Dev != tunnel && r.Dev != h.Bridge && !slices.Contains(h.Underlay.OnLink, r.Dst)
+}
+
+func overlappingRoutes(f Facts) (findings []Finding) {
+	var rows []string
+	for _, r := range f.Routes {
+		if f.inNetwork(r) {
+			rows = append(rows, "ip route: "+r.String())
+		}
+	}
+	for _, p := range f.Paths {
+		row := fmt.Sprintf("ip route get fibmatch: %s%s", p.Inner, f.because(p.Inner))
+		if p.Inner.Table != 0 && !slices.Contains(rows, row) {
+			rows = append(rows, row)
+		}
+	}
+	if len(rows) > 0 {
+		findings = one(fmt.Sprintf("somebody else routes parts of the overlay's range %s", f.Plan.Host().Config.Range.V4.Network), some(rows),
+			"take the route or rule away from whoever made it (a VPN, another overlay, a Docker network); or choose another range for this network (tulle config set)")
+	}
+	if peers, dev, evidence := f.ledAway(false); len(peers) > 0 {
+		if dev == "" {
+			dev = "nowhere"
+		}
+		findings = append(findings, Finding{What: fmt.Sprintf("a route leads to peers' public addresses another way than by %s: %s by %s",
+			f.Plan.Host().Underlay.Device, strings.Join(peers, ", "), dev),
+			Evidence: evidence, Fix: "take that route away (a VPN's, mostly), or keep the peers' addresses out of it"})
+	}
+	return findings
+}
+
+// inside reports whether packets to a peer's containers go the way that the agent made.
+func (p Path) inside() bool { return p.Inner.Ours() && p.Entry == (Hop{}) }
+
+// outside reports whether packets to a peer's host go to the underlay.
+func (f Facts) outside(p Path) bool {
+	return p.Outer.Type == "unicast" && p.Outer.Dev == f.Plan.Host().Underlay.Device
+}
+
+// notProgrammed looks for what the agent makes for each peer. A route that somebody else's stands in front of is overlapping.
+func notProgrammed(f Facts) []Finding {
+	var rows []string
+	fix := "systemctl restart tulle"
+	for _, p := range f.Paths {
+		network := f.Plan.Host().Config.Range.Of(subnet.FamilyOf(p.VTEP)).Network
+		theirs := p.Inner.Table != 0 || p.Inner.Prefix.IsValid() && p.Inner.Prefix.Bits() >= network.Bits()
+		switch {
+		case p.Entry != (Hop{}):
+			rows, fix = append(rows, fmt.Sprintf("%s: %s; %s", p.Key, p.Entry.What, p.Entry.Why)), p.Entry.Fix
+		case !p.Inner.Ours() && !theirs:
+			rows = append(rows, fmt.Sprintf("ip route get fibmatch, to %s: %s", p.Key, p.Inner))
+		}
+	}
+	if len(rows) == 0 || !f.deviceWell() {
+		return nil
+	}
+	return one(fmt.Sprintf("what leads to %s is not in the kernel, or altered", count(len(rows), "peer")), some(rows), fix+"; tulle trace ADDRESS shows the whole way")
+}
+
+// dockerd is this host's, if one runs.
+func (f Facts) dockerd() (p Program, runs bool) {
+	i := slices.IndexFunc(f.Programs, func(p Program) bool { return p.Name == "dockerd" })
+	if i < 0 {
+		return p, false
+	}
+	return f.Programs[i], true
+}
+
+// setting is one of dockerd's options, from its command line or daemon.json, where its key is without dashes; "" if it has none.
+func (f Facts) setting(name string) string {
+	p, _ := f.dockerd()
+	if value := option(p.Args, name); value != "" {
+		return value
+	}
+	return strings.Trim(string(f.DockerConfig[strings.TrimPrefix(name, "--")]), `"`)
+}
+
+// restored reports whether a dockerd was told the address that it should have, and kept another: with --live-restore and
+// containers that run it does.
+func (f Facts) restored(want netip.Prefix) bool { return f.setting("--bip") == want.String() }
+
+func (f Facts) bridgeAddrs() (bridge Device, want netip.Prefix, rest []netip.Prefix, exists bool) {
+	want = backend.BridgeAddrs(f.Plan.Host().Self).V4
+	bridge, exists = f.device(f.Plan.Host().Bridge)
+	for _, a := range bridge.Addrs {
+		if a != want && subnet.FamilyOf(a.Addr()) == subnet.FamilyOf(want.Addr()) {
+			rest = append(rest, a)
+		}
+	}
+	return bridge, want, rest, exists && want.IsValid()
+}
+
+func bridgeAddress(f Facts) []Finding {
+	bridge, want, rest, exists := f.bridgeAddrs()
+	if !exists || slices.Contains(bridge.Addrs, want) || len(rest) > 0 && f.restored(want) {
+		return nil
+	}
+	return one(fmt.Sprintf("%s has %s, and this host's lease says %s: its containers are not reached", bridge.Name, list(rest), want),
+		fmt.Sprintf("ip addr show %s: %s", bridge.Name, list(bridge.Addrs)),
+		fmt.Sprintf("systemctl stop docker; ip link del %s; systemctl start docker, with DOCKER_OPTS from %s", bridge.Name, f.EnvPath))
+}
+
+func liveRestore(f Facts) []Finding {
+	bridge, want, rest, exists := f.bridgeAddrs()
+	has := slices.Contains(bridge.Addrs, want)
+	if !exists || len(rest) == 0 || !has && !f.restored(want) {
+		return nil
+	}
+	evidence := fmt.Sprintf("ip addr show %s: %s; wanted is %s", bridge.Name, list(bridge.Addrs), want)
+	if f.restored(want) {
+		evidence += "; dockerd was told --bip=" + want.String()
+	}
+	return one(fmt.Sprintf("%s keeps %s from before: Docker's --live-restore leaves it as long as containers run", bridge.Name, list(rest)), evidence,
+		fmt.Sprintf("docker stop $(docker ps -q); systemctl restart docker, with DOCKER_OPTS from %s; if the address stays: ip addr del %s dev %s",
+			f.EnvPath, rest[0], bridge.Name))
+}
+
+func dockerOptions(f Facts) []Finding {
+	if _, runs := f.dockerd(); !runs {
+		return nil
+	}
+	var rows []string
+	for _, o := range f.Env.Options() {
+		name, want, _ := strings.Cut(string(o), "=")
+		have := f.setting(name)
+		if have == want || have == "" && name != "--mtu" { // containers show, or it is the same; an MTU has another default
+			continue
+		}
+		rows = append(rows, fmt.Sprintf("dockerd runs with %s=%s, the env file says %s", name, cmp.Or(have, "(not given)"), want))
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	return one("dockerd does not run with what the env file says", strings.Join(rows, "\n"),
+		fmt.Sprintf("start dockerd with DOCKER_OPTS from %s (in its unit: EnvironmentFile=%s), and make the containers anew", f.EnvPath, f.EnvPath))
+}
