@@ -33,7 +33,7 @@ func flanneld(f Facts) []Finding {
 	var seen []string
 	for _, p := range f.Programs {
 		if p.Name == "flanneld" {
-			seen = append(seen, fmt.Sprintf("process %d: %s", p.PID, strings.Join(p.Args, " ")))
+			seen = append(seen, p.String()+" runs")
 		}
 	}
 	for _, d := range f.Devices {
@@ -77,7 +77,7 @@ func portTaken(f Facts) (findings []Finding) {
 	for _, p := range f.Programs {
 		if p.Listens {
 			findings = append(findings, Finding{What: fmt.Sprintf("%s listens on the overlay's UDP port %d: the VXLAN device can't have it", p.Name, link.VXLAN.Port),
-				Evidence: fmt.Sprintf("ss -ulnp: process %d: %s", p.PID, strings.Join(p.Args, " ")),
+				Evidence: fmt.Sprintf("ss -ulnp: %s", p),
 				Fix:      fmt.Sprintf("stop %s, or choose another Port for this network (tulle config set)", p.Name)})
 		}
 	}

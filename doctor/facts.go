@@ -80,8 +80,8 @@ type Policy struct {
 type Program struct {
 	PID     int
 	Name    string
-	Args    []string
-	Listens bool // on the overlay's UDP port
+	Args    []string // never to be shown
+	Listens bool     // on the overlay's UDP port
 }
 
 // Path is the way to a peer, as it was tried.

@@ -226,16 +226,18 @@ func (f *Facts) lookAtPrograms(context.Context) error {
 		return err
 	}
 	for _, dir := range processes {
-		p := program(dir, inodes)
+		p := program(dir)
 		known := p.Name == "dockerd" || p.Name == "flanneld"
 		ns, err := os.Readlink(filepath.Join(dir, "ns/net"))
 		if errors.Is(err, os.ErrPermission) && (known || os.Geteuid() != 0) {
-			return fmt.Errorf("process %d (%s) can't be looked at: run it as root", p.PID, p.Name)
+			return fmt.Errorf("%s can't be looked at: run it as root", p)
 		}
-		if err != nil || ns != here || !known && !p.Listens { // it has ended, is a container's, or is of no interest
+		if err != nil || ns != here { // it has ended, or is a container's
 			continue
 		}
-		f.Programs = append(f.Programs, p)
+		if p.Listens = opens(dir, inodes); known || p.Listens {
+			f.Programs = append(f.Programs, p)
+		}
 		if p.Name == "dockerd" {
 			path := filepath.Join(dir, "root", cmp.Or(option(p.Args, "--config-file"), "/etc/docker/daemon.json"))
 			f.DockerConfig, _ = docker.ReadConfig(path) // dockerd does not start with one that it can't read
@@ -245,22 +247,24 @@ func (f *Facts) lookAtPrograms(context.Context) error {
 }
 
 // program reads what /proc says of a process.
-func program(dir string, inodes []string) Program {
+func program(dir string) Program {
 	comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
 	args, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 	p := Program{Name: strings.TrimSpace(string(comm)), Args: strings.Split(strings.TrimRight(string(args), "\x00"), "\x00")}
 	p.PID, _ = strconv.Atoi(filepath.Base(dir))
-	if len(inodes) == 0 {
-		return p
-	}
-	files, _ := os.ReadDir(filepath.Join(dir, "fd"))
-	for _, file := range files {
-		target, _ := os.Readlink(filepath.Join(dir, "fd", file.Name()))
-		if slices.Contains(inodes, target) {
-			p.Listens = true
-		}
-	}
 	return p
+}
+
+// String leaves out the arguments: there may be passwords among them.
+func (p Program) String() string { return fmt.Sprintf("process %d (%s)", p.PID, p.Name) }
+
+// opens reports whether a process has one of these files open.
+func opens(dir string, names []string) bool {
+	files, _ := os.ReadDir(filepath.Join(dir, "fd"))
+	return slices.ContainsFunc(files, func(file os.DirEntry) bool {
+		target, _ := os.Readlink(filepath.Join(dir, "fd", file.Name()))
+		return slices.Contains(names, target)
+	})
 }
 
 // option returns a flag's value in a command line, given in either way; "" if it is not there.
