@@ -511,7 +511,7 @@ func TestDocumented(t *testing.T) {
 }
 
 func TestOption(t *testing.T) {
-	for line, want := range map[string]string{"dockerd --mtu=1450": "1450", "dockerd --mtu 1450 -D": "1450", "dockerd": "", "dockerd --mtu": "", "dockerd --mtus=1": ""} {
+	for line, want := range map[string]string{"dockerd --mtu=1450": "1450", "dockerd --mtu 1450 -D": "1450", "dockerd --mtu=1 --mtu=2": "2", "dockerd": "", "dockerd --mtu": "", "dockerd --mtus=1": ""} {
 		if got := option(strings.Fields(line), "--mtu"); got != want {
 			t.Errorf("%s: %q, want %q", line, got, want)
 		}

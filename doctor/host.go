@@ -267,17 +267,17 @@ func opens(dir string, names []string) bool {
 	})
 }
 
-// option returns a flag's value in a command line, given in either way; "" if it is not there.
-func option(args []string, name string) string {
+// option returns a flag's value in a command line, given in either way; "" if it is not there. The last counts.
+func option(args []string, name string) (value string) {
 	for i, arg := range args {
-		if value, ok := strings.CutPrefix(arg, name+"="); ok {
-			return value
+		if v, ok := strings.CutPrefix(arg, name+"="); ok {
+			value = v
 		}
 		if arg == name && i+1 < len(args) {
-			return args[i+1]
+			value = args[i+1]
 		}
 	}
-	return ""
+	return value
 }
 
 // socketsOn lists the UDP sockets bound to a port, as /proc/PID/fd names them. The kernel's own are among them; no process has

@@ -150,6 +150,18 @@ func TestDoctorWithoutRules(t *testing.T) {
 	}
 }
 
+// TestDoctorDocker has real dockerds, which are well; then one that is started anew with another MTU.
+func TestDoctorDocker(t *testing.T) {
+	l := newDockers(t, 2, "")
+	c := clinic{l.Lab, l.Nodes[0]}
+	c.well(t)
+	must(t, l.daemons[0].Stop(t.Context()))
+	must(t, l.daemons[0].Start(t.Context(), "--mtu=1500"))
+	_, err := l.daemons[0].Run(t.Context(), "wide")
+	must(t, err)
+	c.finds(t, illness{found: []string{"docker-options", "mtu-containers"}, says: "longer than the overlay takes", fix: "--mtu=1450"})
+}
+
 func (c clinic) test(t *testing.T, ill illness) {
 	if ill.agentless {
 		must(t, c.h.Agent.Stop(unix.SIGKILL))
@@ -447,6 +459,7 @@ func (c clinic) testChecksum(t *testing.T) {
 	c.checksumByDevice(t, "tulle.1", true)
 	c.finds(t, illness{found: []string{"checksum-offload"}, says: "2 peers"})
 	unplug()
+	in(t, c.h.Namespace, "ip", "link", "set", "eth0", "gso_max_segs", "65535")
 	c.well(t)
 }
 
