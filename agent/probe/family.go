@@ -18,19 +18,19 @@ type family struct {
 	network        string // as package net calls its raw ICMP sockets
 	protocol       int    // ICMP's number
 	header         int    // of an IP packet without options, bytes
-	request, reply icmp.Type
-	floors         []int // IP packets that any path should carry, bytes, the largest first (RFC 791, RFC 8200)
-	level          int   // of the socket options below
-	discover       int   // what sets the path MTU's treatment
-	errors         int   // what asks for ICMP errors
+	request, reply byte   // types of echo messages
+	floors         []int  // IP packets that any path should carry, bytes, the largest first (RFC 791, RFC 8200)
+	level          int    // of the socket options below
+	discover       int    // what sets the path MTU's treatment
+	errors         int    // what asks for ICMP errors
 }
 
 func familyOf(a netip.Addr) family {
 	if a.Is4() {
-		return family{unix.AF_INET, "ip4:icmp", unix.IPPROTO_ICMP, 20, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply, []int{576, 68},
+		return family{unix.AF_INET, "ip4:icmp", unix.IPPROTO_ICMP, 20, byte(ipv4.ICMPTypeEcho), byte(ipv4.ICMPTypeEchoReply), []int{576, 68},
 			unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_RECVERR}
 	}
-	return family{unix.AF_INET6, "ip6:ipv6-icmp", unix.IPPROTO_ICMPV6, 40, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply, []int{1280, 68},
+	return family{unix.AF_INET6, "ip6:ipv6-icmp", unix.IPPROTO_ICMPV6, 40, byte(ipv6.ICMPTypeEchoRequest), byte(ipv6.ICMPTypeEchoReply), []int{1280, 68},
 		unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVERR}
 }
 
@@ -47,7 +47,7 @@ func (f family) inIP(packet []byte) []byte {
 
 // echo makes an echo request.
 func (f family) echo(id, seq int, data []byte) ([]byte, error) {
-	m := icmp.Message{Type: f.request, Body: &icmp.Echo{ID: id, Seq: seq, Data: data}}
+	m := icmp.Message{Type: icmpType(f.request, f), Body: &icmp.Echo{ID: id, Seq: seq, Data: data}}
 	return m.Marshal(nil) // IPv6's checksum is the kernel's work
 }
 

@@ -78,7 +78,7 @@ func (h *host) in(f func() error) error {
 // join connects two namespaces by a veth pair, both of whose ends are up.
 func join(a *host, devA string, b *host, devB string) {
 	a.Helper()
-	shell(a.TB, fmt.Sprintf("ip link add %s netns %s type veth peer name %s netns %s", devA, a.name, devB, b.name))
+	shell(a.TB, fmt.Sprintf("ip link add name %s netns %s type veth peer name %s netns %s", devA, a.name, devB, b.name))
 	for h, dev := range map[*host]string{a: devA, b: devB} {
 		h.run("ip link set %s up", dev)
 	}

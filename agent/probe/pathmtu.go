@@ -77,7 +77,9 @@ func (s *search) round(ctx context.Context, sizes []int) error {
 }
 
 // undecided tells whether it is worth while to wait for an answer to a packet of so many bytes.
-func (s *search) undecided(size int) bool { return size > s.low && size < s.high && s.hopeless[size] == nil }
+func (s *search) undecided(size int) bool {
+	return size > s.low && size < s.high && s.hopeless[size] == nil
+}
 
 func (s *search) try(size int) error {
 	if !s.undecided(size) {

@@ -202,8 +202,8 @@ func (p *pinger) read(fd int) (a answer, ours, more bool) {
 }
 
 // ours tells whether an ICMP message is one of our requests or its answer. An error carries only the first bytes of the request.
-func (p *pinger) ours(message []byte, kind icmp.Type) (seq int, ok bool) {
-	if len(message) < icmpHeader || icmpType(message[0], p.family) != kind || int(binary.BigEndian.Uint16(message[4:])) != p.id {
+func (p *pinger) ours(message []byte, kind byte) (seq int, ok bool) {
+	if len(message) < icmpHeader || message[0] != kind || int(binary.BigEndian.Uint16(message[4:])) != p.id {
 		return 0, false
 	}
 	seq = int(binary.BigEndian.Uint16(message[6:]))

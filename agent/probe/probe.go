@@ -1,4 +1,130 @@
 // Package probe finds out whether other hosts can be reached, how long that takes, and what gets lost: over the overlay, and
-// over the underlay that carries it. All it needs of a peer is a kernel that answers ICMP echo requests. It changes nothing on
-// this host, and knows nothing of leases: what is to be probed it is told.
+// over the underlay that carries it. All it needs of a peer is a kernel that answers ICMP echo requests; peers that run a Prober
+// too tell each other more (see message). It changes nothing on this host, and knows nothing of leases: what is to be probed it
+// is told.
 package probe
+
+import (
+	"math/bits"
+	"net/netip"
+	"time"
+)
+
+// Path is a way to a peer.
+type Path int
+
+// The paths.
+const (
+	Overlay Path = iota
+	Underlay
+	paths
+)
+
+func (p Path) String() string { return [...]string{"overlay", "underlay"}[p] }
+
+// Target is where a host is probed: its address on the overlay, that of its VTEP, and that on the underlay. A path whose address
+// is missing is not probed.
+type Target struct{ Overlay, Underlay netip.Addr }
+
+func (t Target) on(p Path) netip.Addr { return [...]netip.Addr{t.Overlay, t.Underlay}[p] }
+
+// State is what the probes over the overlay say of a peer.
+type State int
+
+// The states of a peer.
+const (
+	Unknown     State = iota // none was answered, and less than three were lost
+	Reachable                // of the last three, one was answered
+	Unreachable              // the last three or more were lost
+)
+
+func (s State) String() string { return [...]string{"unknown", "reachable", "unreachable"}[s] }
+
+// Result is what is known of a peer. A time is zero if it never came to that.
+type Result struct {
+	State    State
+	Paths    [paths]PathResult // by Path
+	HeardUs  time.Time         // when it last got a packet of ours over the overlay, by its own word
+	Heard    time.Time         // when we last got a packet of its over the overlay, be it an answer
+	Failures int               // probes over the overlay lost in a row
+}
+
+// PathResult is what came of probing a peer by one path.
+type PathResult struct {
+	Trip     time.Duration // there and back, of the last answer, to a microsecond; 0 if not known
+	Loss     float64       // share of the last probes, eight at most, 0 to 1
+	Sent     time.Time     // the last probe
+	Answered time.Time     // the last answer
+}
+
+// failuresUnreachable is how many probes in a row must be lost until a peer is unreachable.
+const failuresUnreachable = 3
+
+// peer is a host that is probed. Times are those since the Prober was made, 0 for never. There may be 10,000 of them.
+type peer struct {
+	key      string
+	target   Target
+	records  [paths]record
+	heardUs  time.Duration
+	heard    time.Duration
+	index    int32 // in table.order; negative if it is no peer any more
+	failures uint16
+	state    uint8
+	queued   bool // it is in table.suspects
+}
+
+// record is what came of probing a peer by one path.
+type record struct {
+	sent, answered time.Duration
+	trip           uint32 // µs
+	lost           uint8  // a bit for each of the last probes, the last is the lowest
+	count          uint8  // of these bits that mean something
+}
+
+func (r *record) add(lost uint8) {
+	r.lost = r.lost<<1 | lost
+	r.count = min(r.count+1, 8)
+}
+
+func (p *peer) gone() bool { return p.index < 0 }
+
+// fresh tells that it was never probed.
+func (p *peer) fresh() bool { return p.records[Overlay].sent == 0 && p.records[Underlay].sent == 0 }
+
+// suspect tells that it may be about to become unreachable.
+func (p *peer) suspect() bool { return p.failures > 0 && p.failures < failuresUnreachable }
+
+// moment is a time by both clocks: since the Prober was made, which nobody sets, and the wall's.
+type moment struct {
+	at   time.Duration
+	wall time.Time
+}
+
+// measured is the trip to a peer in µs, noAnswer, or 0 if not known, as it is for who is none.
+func (p *peer) measured() uint32 {
+	switch {
+	case p == nil:
+		return 0
+	case State(p.state) == Unreachable:
+		return noAnswer
+	}
+	return p.records[Overlay].trip
+}
+
+// result is for others to read, with the wall clock's times as of now: it may have been set since then.
+func (p *peer) result(now moment) Result {
+	at := func(t time.Duration) time.Time {
+		if t == 0 {
+			return time.Time{}
+		}
+		return now.wall.Add(t - now.at)
+	}
+	r := Result{State: State(p.state), HeardUs: at(p.heardUs), Heard: at(p.heard), Failures: int(p.failures)}
+	for i, x := range p.records {
+		r.Paths[i] = PathResult{Trip: time.Duration(x.trip) * time.Microsecond, Sent: at(x.sent), Answered: at(x.answered)}
+		if x.count > 0 {
+			r.Paths[i].Loss = float64(bits.OnesCount8(x.lost)) / float64(x.count)
+		}
+	}
+	return r
+}
