@@ -61,7 +61,7 @@ func (c *labUpCmd) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("\nTry:  tulle lab exec --name %s c1 -- ping -c3 %s\n", c.Name, l.Nodes[len(l.Nodes)-1].Container.Address)
-	fmt.Printf("      tulle lab exec --name %s host1 -- ip route\n      tulle lab down --name %s\n", c.Name, c.Name)
+	fmt.Printf("      tulle lab exec --name %s host1 -- tulle doctor\n      tulle lab exec --name %s host1 -- ip route\n      tulle lab down --name %s\n", c.Name, c.Name, c.Name)
 	return nil
 }
 

@@ -170,13 +170,17 @@ func (l *Lab) environment(name string) (env []string) {
 	return env
 }
 
-// Exec runs a command in a host or container, its input and output being ours, and returns its exit code.
+// Exec runs a command in a host or container, its input and output being ours, and returns its exit code. A tulle is the lab's.
 func (l *Lab) Exec(ctx context.Context, name string, command []string) (int, error) {
 	namespace, err := l.Find(name)
 	if err != nil {
 		return 0, err
 	}
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	path := command[0]
+	if path == "tulle" {
+		path = l.Binary
+	}
+	cmd := exec.CommandContext(ctx, path, command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), l.environment(name)...)
 	err = In(namespace, cmd.Run)
