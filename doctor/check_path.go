@@ -124,7 +124,7 @@ const (
 // that it takes a prober to come round to all its peers, and say so once.
 func (f Facts) lostWay(p *api.Probe) direction {
 	const slack = 2 * time.Second
-	round := max(5*time.Second, time.Duration(len(f.Plan.State().Routes))*time.Second/5) // package probe
+	round := max(5*time.Second, time.Duration(len(f.Plan.State().Routes))*time.Second) // package probe
 	switch {
 	case p == nil || p.HeardUs.IsZero() && p.Heard.Sub(p.Answer) <= round+slack: // a flannel host, maybe: those send no probes
 		return unknownWay

@@ -22,10 +22,13 @@ type Mesh struct {
 // mesh is what hosts have told.
 type mesh struct {
 	hosts []netip.Addr // sorted
-	told  bool         // we are among those that others want to know of
-	stale bool         // hosts must be chosen anew
+	peers []*peer      // the same, without this host
+	self  netip.Addr
+	told  bool // this host is among those that others want to know of
+	stale bool // hosts must be chosen anew
 	slot  map[netip.Addr]int
 	cells [][meshMost]cell // from slot to slot; none until somebody tells something
+	own   []entry          // what we tell others
 }
 
 type cell struct {
@@ -36,7 +39,7 @@ type cell struct {
 // touch notes that there is a new host, or one less.
 func (m *mesh) touch(a netip.Addr) {
 	highest := len(m.hosts) - 1
-	if !m.told {
+	if !m.told && m.self.IsValid() {
 		highest-- // the last is this host
 	}
 	m.stale = m.stale || len(m.hosts) < meshMost || a.Compare(m.hosts[highest]) <= 0
@@ -44,7 +47,7 @@ func (m *mesh) touch(a netip.Addr) {
 
 // choose takes the lowest addresses, and self. What was told of those that stay stays.
 func (m *mesh) choose(peers map[netip.Addr]*peer, self netip.Addr) {
-	m.stale = false
+	m.stale, m.self = false, self
 	all := make([]netip.Addr, 0, len(peers)+1)
 	for a := range peers {
 		all = append(all, a)
@@ -56,6 +59,12 @@ func (m *mesh) choose(peers map[netip.Addr]*peer, self netip.Addr) {
 	m.hosts = slices.Clone(all[:min(len(all), meshMost)])
 	if m.told = slices.Contains(m.hosts, self); !m.told && self.IsValid() {
 		m.hosts[meshMost-1] = self // the list is full, or self would be in it
+	}
+	m.peers = m.peers[:0]
+	for _, a := range m.hosts {
+		if p := peers[a]; p != nil {
+			m.peers = append(m.peers, p)
+		}
 	}
 	m.seat()
 }
@@ -107,21 +116,22 @@ func (m *mesh) hear(from netip.Addr, row []entry, now time.Duration) {
 	}
 }
 
-// tell chooses what a host at to is told, of all that we know: as much as fits, from a random place on.
-func (m *mesh) tell(self, to netip.Addr, know func(netip.Addr) uint32) (row []entry) {
-	add := func(a netip.Addr) {
-		if trip := know(a); trip != 0 {
-			row = append(row, entry{a, trip})
+// measure notes what we tell others: what we know of the ways to all hosts.
+func (m *mesh) measure() {
+	m.own = m.own[:0]
+	for _, p := range m.peers {
+		if trip := p.measured(); trip != 0 && m.told {
+			m.own = append(m.own, entry{p.target.Overlay, trip})
 		}
 	}
-	add(to)
-	if !m.told {
-		return row
-	}
-	start := rand.IntN(len(m.hosts))
-	for i := 0; i < len(m.hosts) && len(row) < entriesMost(self); i++ {
-		if a := m.hosts[(start+i)%len(m.hosts)]; a != to {
-			add(a)
+}
+
+// tell chooses what a host is told, after the way to itself: as much as fits, from a random place on.
+func (m *mesh) tell(itself entry) []entry {
+	row := append(make([]entry, 0, entriesMost(itself.to)), itself)
+	for i, start := 0, rand.IntN(len(m.own)+1); i < len(m.own) && len(row) < cap(row); i++ {
+		if e := m.own[(start+i)%len(m.own)]; e.to != itself.to {
+			row = append(row, e)
 		}
 	}
 	return row

@@ -67,6 +67,14 @@ func (m message) append(b []byte) []byte {
 	return b
 }
 
+// tokenOf is the token of a message that comes back.
+func tokenOf(b []byte) (token uint32, ok bool) {
+	if len(b) < messageHeader {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(b[8:]), true
+}
+
 // parseMessage reads what may come from anybody.
 func parseMessage(b []byte) (m message, ok bool) {
 	if len(b) < messageHeader || len(b) > messageMost || binary.BigEndian.Uint32(b) != magic || b[4] != version || b[5] >= byte(paths) {
@@ -79,6 +87,9 @@ func parseMessage(b []byte) (m message, ok bool) {
 	}
 	if age := binary.BigEndian.Uint32(b[12:]); age != never {
 		m.age = time.Duration(age) * time.Millisecond
+	}
+	if entries > 0 {
+		m.row = make([]entry, 0, entries)
 	}
 	for b = b[messageHeader:]; len(b) > 0; b = b[size+4:] {
 		to, _ := netip.AddrFromSlice(b[:size])

@@ -101,6 +101,17 @@ type moment struct {
 	wall time.Time
 }
 
+// measured is the trip to a peer in µs, noAnswer, or 0 if not known, as it is for who is none.
+func (p *peer) measured() uint32 {
+	switch {
+	case p == nil:
+		return 0
+	case State(p.state) == Unreachable:
+		return noAnswer
+	}
+	return p.records[Overlay].trip
+}
+
 // result is for others to read, with the wall clock's times as of now: it may have been set since then.
 func (p *peer) result(now moment) Result {
 	at := func(t time.Duration) time.Time {

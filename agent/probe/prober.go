@@ -16,19 +16,20 @@ type Options struct {
 	Observe func(p Path, trip time.Duration, answered bool)
 	// Turned, if set, hears of each peer that is unreachable from now on, or reachable again.
 	Turned func(key string, r Result)
-	Tick   time.Duration // 1 s if 0; all that is said of seconds here is in ticks
+	Tick   time.Duration // 1 s if 0, and then what is said of seconds here is true
 	Wait   time.Duration // how long an answer may take: 2 s if 0
 }
 
-// Prober probes peers by both paths: each every 5 s as long as there are 25 at most; of more, 5 a second, each once before any a
-// second time. New ones are first, and those whose last probe over the overlay was lost are probed each second until it is known
-// what to think of them. What that costs does not depend on how many peers there are.
+// Prober probes peers by both paths: each every 5 s as long as there are five at most; of more, five every 5 s, each once before
+// any a second time. New ones are probed within a second, and those whose last probe over the overlay was lost in each second until it
+// is known what to think of them; three of both together. What that costs does not depend on how many peers there are.
 //
 // All methods may be called by any goroutine. Observe and Turned are called by Run's, without a lock.
 type Prober struct {
 	Options
 	base time.Time
-	id   uint16 // of our echo requests
+	id   uint16        // of our echo requests
+	news chan struct{} // of a peer; capacity one
 
 	mu      sync.Mutex
 	table   *table
@@ -45,7 +46,7 @@ func New(o Options) *Prober {
 	if o.Wait == 0 {
 		o.Wait = answerWait
 	}
-	return &Prober{Options: o, base: time.Now().Add(-time.Second), id: uint16(rand.Uint32()), table: newTable()}
+	return &Prober{Options: o, base: time.Now().Add(-time.Second), id: uint16(rand.Uint32()), news: make(chan struct{}, 1), table: newTable()}
 }
 
 // now takes the monotonic reading off the wall clock's time: the difference of two is that of the clock, set or not.
@@ -74,6 +75,10 @@ func (p *Prober) set(key string, t Target) {
 	}
 	if p.table.set(key, t) {
 		p.mesh.touch(t.Overlay)
+		select {
+		case p.news <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -131,7 +136,7 @@ func (p *Prober) Mesh() Mesh {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.chooseMesh()
-	round := time.Duration(len(p.table.order)/budget) * p.Tick
+	round := time.Duration(len(p.table.order)*rest/few) * p.Tick
 	since := p.now().at - max(meshAge, 3*round)
 	var m Mesh
 	for _, from := range p.mesh.hosts {
@@ -139,7 +144,7 @@ func (p *Prober) Mesh() Mesh {
 		row := make([]time.Duration, len(p.mesh.hosts))
 		for i, to := range p.mesh.hosts {
 			if from == p.self.Overlay {
-				row[i] = trip(p.measured(to))
+				row[i] = trip(p.table.byOverlay[to].measured())
 			} else {
 				row[i] = trip(p.mesh.between(from, to, since))
 			}
@@ -162,18 +167,6 @@ func (p *Prober) chooseMesh() {
 	}
 }
 
-// measured is our own trip to a host in µs, noAnswer, or 0 if not known.
-func (p *Prober) measured(overlay netip.Addr) uint32 {
-	switch peer := p.table.byOverlay[overlay]; {
-	case peer == nil:
-		return 0
-	case State(peer.state) == Unreachable:
-		return noAnswer
-	default:
-		return peer.records[Overlay].trip
-	}
-}
-
 // Run probes until ctx ends, and returns nil then; otherwise it is an error that says why there can be no probes.
 func (p *Prober) Run(ctx context.Context) error {
 	sockets := map[int]*socket{}
@@ -185,17 +178,25 @@ func (p *Prober) Run(ctx context.Context) error {
 	if err := p.open(sockets, familyOf(netip.IPv4Unspecified())); err != nil { // so that a lack of permission is found at once
 		return err
 	}
-	tick := time.NewTicker(p.Tick)
-	defer tick.Stop()
+	last := time.Now()
+	timer := time.NewTimer(p.Tick)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
-			if err := p.tick(sockets); err != nil {
-				return err
-			}
+		case <-p.news:
+			timer.Reset(time.Until(last.Add(p.Tick)))
+			continue
+		case <-timer.C:
 		}
+		passed := time.Since(last)
+		last = last.Add(passed)
+		wait, err := p.tick(sockets, max(1, int(passed.Round(p.Tick)/p.Tick)))
+		if err != nil {
+			return err
+		}
+		timer.Reset(time.Until(last.Add(wait)))
 	}
 }
 
@@ -210,8 +211,9 @@ func (p *Prober) open(sockets map[int]*socket, f family) error {
 	return nil
 }
 
-// tick reads what has come, judges what has not, sends what is next, and tells what is new.
-func (p *Prober) tick(sockets map[int]*socket) error {
+// tick reads what has come, judges what has not, sends what is next, and tells what is new. So many ticks have passed since the
+// last one; it returns when the next is due.
+func (p *Prober) tick(sockets map[int]*socket, ticks int) (wait time.Duration, err error) {
 	p.mu.Lock()
 	p.chooseMesh()
 	now := p.now()
@@ -220,7 +222,11 @@ func (p *Prober) tick(sockets map[int]*socket) error {
 		s.drain(s.requests, func(a packet) { p.request(a, now) })
 	}
 	p.table.expire(now.at - p.Wait + p.Tick/10) // the tick that sent it may have been late
-	err := p.send(sockets)
+	err = p.send(sockets, ticks)
+	wait = p.Tick
+	if p.table.quiet() {
+		wait *= rest
+	}
 	outcomes, turned := p.table.outcomes, p.table.turned
 	p.table.outcomes, p.table.turned = nil, nil
 	results := make([]Result, len(turned))
@@ -239,15 +245,16 @@ func (p *Prober) tick(sockets map[int]*socket) error {
 			p.Turned(peer.key, results[i])
 		}
 	}
-	return err
+	return wait, err
 }
 
 // send probes whoever is chosen. That the kernel won't send a packet is like losing it: no route, or a packet filter's refusal.
-func (p *Prober) send(sockets map[int]*socket) error {
+func (p *Prober) send(sockets map[int]*socket, ticks int) error {
 	if !p.self.Overlay.IsValid() {
 		return nil
 	}
-	for _, peer := range p.table.choose() {
+	p.mesh.measure()
+	for _, peer := range p.table.choose(ticks) {
 		for path := range paths {
 			from, to := p.self.on(path), peer.target.on(path)
 			if !from.IsValid() || from.BitLen() != to.BitLen() {
@@ -274,7 +281,7 @@ func (p *Prober) message(f flight) message {
 		m.age = f.sent.at - f.heard
 	}
 	if f.path == Overlay {
-		m.row = p.mesh.tell(p.self.Overlay, f.target.Overlay, p.measured)
+		m.row = p.mesh.tell(entry{f.target.Overlay, f.measured()})
 	}
 	return m
 }
@@ -283,8 +290,8 @@ func (p *Prober) message(f flight) message {
 // packets with: if that was set since, nobody knows the trip.
 func (p *Prober) answer(a packet, now moment) {
 	f := p.table.flight(a.seq())
-	m, ok := parseMessage(a.message[icmpHeader:])
-	if f == nil || f.answered || !ok || m.token != f.token || a.from != f.target.on(f.path) {
+	token, ok := tokenOf(a.message[icmpHeader:])
+	if f == nil || f.answered || !ok || token != f.token || a.from != f.target.on(f.path) {
 		return
 	}
 	trip := a.at.Sub(f.sent.wall)
@@ -308,7 +315,7 @@ func (p *Prober) request(a packet, now moment) {
 		return
 	}
 	at := now.at
-	if since := now.wall.Sub(a.at); since > 0 && since < p.Wait { // else the wall clock was set
+	if since := now.wall.Sub(a.at); since > 0 && since < 2*rest*p.Tick { // else the wall clock was set
 		at -= since
 	}
 	if m.age >= 0 {

@@ -415,7 +415,8 @@ func TestAnswer(t *testing.T) {
 
 func TestRequest(t *testing.T) {
 	now := later(10 * time.Second)
-	told := message{sender: target(1).Overlay, age: 2 * time.Second, row: []entry{{target(2).Overlay, 55}, {target(9).Overlay, 66}, {target(1).Overlay, 77}}}
+	told := message{sender: target(1).Overlay, age: 2 * time.Second}
+	told.row = []entry{{target(2).Overlay, 55}, {target(9).Overlay, 66}, {target(1).Overlay, 77}}
 	below := told
 	below.path = Underlay
 	silent := message{sender: target(1).Overlay, age: -1}

@@ -20,11 +20,11 @@ type socket struct {
 	data, control     []byte
 }
 
-// drainMost is how many packets are read at a tick. There are about ten, and the kernel has room for a few hundred.
+// drainMost is how many packets are read at a tick. There are about twenty, and the kernel has room for a few hundred.
 const drainMost = 500
 
 func openSocket(f family, id uint16) (*socket, error) {
-	s := &socket{family: f, replies: -1, requests: -1, data: make([]byte, 2048), control: make([]byte, 512)}
+	s := &socket{family: f, replies: -1, requests: -1, data: make([]byte, 60+icmpHeader+messageMost+1), control: make([]byte, 128)}
 	var err error
 	if s.replies, err = f.listen(f.filter(f.reply, &id)); err == nil {
 		s.requests, err = f.listen(f.filter(f.request, nil))
