@@ -210,9 +210,14 @@ func peerDown(f Facts) []Finding {
 	switch {
 	case len(rows) == 0:
 		return nil
-	case len(rows) == len(f.Paths) && len(rows) > 1:
-		return one("no peer answers: this host is cut off from the underlay", some(rows), fmt.Sprintf("see to the network behind %s", f.Plan.Host().Underlay.Device))
+	case len(rows) == len(f.Paths) && len(rows) > 1 && f.Status.Peers.Reachable == 0:
+		return one(fmt.Sprintf("none of %d peers answers: this host is cut off from the underlay", len(rows)), some(rows),
+			fmt.Sprintf("see to the network behind %s", f.Plan.Host().Underlay.Device))
 	}
-	return one(fmt.Sprintf("%s down, or cut off from the underlay", count(len(rows), "peer")), some(rows),
+	evidence := some(rows)
+	if n := f.Status.Peers.Unreachable; n > len(rows) { // it knows also of those that were not probed now
+		evidence += fmt.Sprintf("\ntulle status: %d of %d peers are unreachable", n, f.Status.Peers.Total)
+	}
+	return one(fmt.Sprintf("%s down, or cut off from the underlay", count(len(rows), "peer")), evidence,
 		"start the host, or see to its network; if it won't return: tulle lease release SUBNET")
 }

@@ -396,6 +396,12 @@ var illnesses = []struct {
 			h.Paths[i].Underlay, h.Paths[i].Overlay = false, false
 		}
 	}, []string{"peer-down"}},
+	{"many peers down", func(h *host) {
+		for i := range h.Paths {
+			h.Paths[i].Underlay, h.Paths[i].Overlay = false, false
+		}
+		h.Status.Peers = api.PeerCount{Total: 100, Reachable: 60, Unreachable: 40}
+	}, []string{"peer-down"}},
 	{"a direct peer does not answer", func(h *host) {
 		h.view.Config = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`
 		for i := range h.Paths {
