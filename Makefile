@@ -34,7 +34,7 @@ compose-down: ## remove these containers, with all that belongs to them
 .PHONY: test
 test: ## run all tests (needs root; installs what they need with apt)
 	@e2e/prepare test
-	TULLE_TEST_ROOT=1 CGO_ENABLED=1 go test -race -timeout 30m ./...
+	TULLE_TEST_ROOT=1 CGO_ENABLED=1 go test -race -timeout 30m -parallel 4 ./...
 
 # As in make soak FOR=1h SEED=42.
 .PHONY: soak

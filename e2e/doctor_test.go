@@ -111,29 +111,50 @@ var illnesses = []illness{
 // TestDoctor makes a host ill in many ways. Each is named, with its fix, and nothing else; and when it is mended the host is well
 // again.
 func TestDoctor(t *testing.T) {
-	l := newLab(t, lab.Options{Hosts: 3})
+	const wards = 3 // each illness takes some seconds to show, and as many to pass
+	for ward := range wards {
+		t.Run(fmt.Sprint("ward ", ward+1), func(t *testing.T) {
+			t.Parallel()
+			c := newClinic(t, lab.Options{Hosts: 3})
+			for i, ill := range illnesses {
+				if i%wards == ward {
+					t.Run(ill.what, func(t *testing.T) { c.test(t, ill) })
+				}
+			}
+		})
+	}
+	t.Run("last ward", func(t *testing.T) {
+		t.Parallel()
+		c := newClinic(t, lab.Options{Hosts: 3})
+		t.Run("MTU in the config", c.testConfig)
+		t.Run("leases", c.testLeases)
+		t.Run("own lease", c.testOwnLease)
+		t.Run("programs", c.testPrograms)
+		t.Run("checksum offload", c.testChecksum)
+		t.Run("etcd", c.testEtcd)
+		t.Run("output", c.testOutput)
+	})
+}
+
+// newClinic makes a lab in which all is well.
+func newClinic(t *testing.T, o lab.Options) clinic {
+	l := newLab(t, o)
 	c := clinic{l, l.Nodes[0]}
 	c.well(t)
-	for _, ill := range illnesses {
-		t.Run(ill.what, func(t *testing.T) { c.test(t, ill) })
-	}
-	t.Run("MTU in the config", func(t *testing.T) {
-		setConfig(t, l, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","MTU":1600}}`)
-		defer setConfig(t, l, plain)
-		c.finds(t, illness{found: []string{"agent-not-ready", "mtu-underlay"}, says: "eth0 takes packets of 1500 bytes", fix: "ip link set eth0 mtu 1600"}) // the kernel does not take such a device
-		setConfig(t, l, plain)
-		c.well(t)
-	})
-	t.Run("leases", c.testLeases)
-	t.Run("own lease", c.testOwnLease)
-	t.Run("programs", c.testPrograms)
-	t.Run("checksum offload", c.testChecksum)
-	t.Run("etcd", c.testEtcd)
-	t.Run("output", c.testOutput)
+	return c
+}
+
+func (c clinic) testConfig(t *testing.T) {
+	setConfig(t, c.Lab, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","MTU":1600}}`)
+	defer setConfig(t, c.Lab, plain)
+	c.finds(t, illness{found: []string{"agent-not-ready", "mtu-underlay"}, says: "eth0 takes packets of 1500 bytes", fix: "ip link set eth0 mtu 1600"}) // the kernel does not take such a device
+	setConfig(t, c.Lab, plain)
+	c.well(t)
 }
 
 // TestDoctorWithoutRules has agents that make no rules for packets that are forwarded, nor any that masquerade.
 func TestDoctorWithoutRules(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 2, Agent: []string{"--forward-rules=false", "--ip-masq=false"}})
 	c := clinic{l, l.Nodes[0]}
 	c.finds(t, illness{found: []string{"forward-drop"}, says: "nothing accepts", fix: "without --forward-rules=false"})
@@ -152,6 +173,7 @@ func TestDoctorWithoutRules(t *testing.T) {
 
 // TestDoctorDocker has real dockerds, which are well; then one that is started anew with another MTU.
 func TestDoctorDocker(t *testing.T) {
+	t.Parallel()
 	l := newDockers(t, 2, "")
 	c := clinic{l.Lab, l.Nodes[0]}
 	c.well(t)

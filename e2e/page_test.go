@@ -27,6 +27,7 @@ import (
 
 // TestPage looks at a host's page with Chromium: its peers answer, then one is cut off.
 func TestPage(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 3})
 	p := browser.Open(t, browser.Start(t), pageOf(t, l.Nodes[0]), browser.Window{Width: 1240, Height: 900})
 	p.Wait(peersAre("reachable", 2))

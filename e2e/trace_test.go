@@ -128,6 +128,7 @@ var brokenHops = []brokenHop{
 // TestTrace breaks each hop in turn, while no agent runs that would repair it: the trace names it before all others, and says
 // what to do.
 func TestTrace(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 3})
 	host, c1, c2 := l.Nodes[0], l.Nodes[0].Container, l.Nodes[1].Container
 	variables := append(facts(t, l), "C1="+c1.Address.String(), "C2="+c2.Address.String(), "OTHER="+l.Nodes[2].Address.String())
@@ -198,6 +199,7 @@ func TestTrace(t *testing.T) {
 // TestTraceFromDocker begins in containers that dockerd knows by name: on the overlay, on another of Docker's networks, in the
 // host's own, and in one that does not run.
 func TestTraceFromDocker(t *testing.T) {
+	t.Parallel()
 	l := newDockers(t, 2, "")
 	host, d, to := l.Nodes[0], l.daemons[0], l.containers[1].Address.String()
 	at := []string{"--docker-host", d.URL(), to, "--from"}
