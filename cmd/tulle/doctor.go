@@ -22,7 +22,8 @@ type doctorCmd struct {
 func (c *doctorCmd) Run(ctx context.Context) error {
 	options, err := c.etcdFlags.options()
 	if err != nil {
-		return err
+		fmt.Fprintf(os.Stderr, "tulle: %v\n", err)
+		return exitCode(2)
 	}
 	report := doctor.Examine(doctor.Look(ctx, doctor.Options{RunDir: c.RunDir, Fallback: direct{options, c.RunDir}, Say: sayDoing()}))
 	if err := ctx.Err(); err != nil {
