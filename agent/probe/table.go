@@ -107,8 +107,11 @@ func (t *table) move(from, to int) {
 	t.order[to].index = int32(to)
 }
 
-// quiet tells that nobody is new or suspect.
-func (t *table) quiet() bool { return len(t.newcomers) == 0 && len(t.suspects) == 0 }
+// quiet tells that nobody is new or suspect, and that of nobody the first answer may come.
+func (t *table) quiet() bool {
+	first := func(f flight) bool { return !f.answered && !f.gone() && State(f.state) == Unknown }
+	return len(t.newcomers) == 0 && len(t.suspects) == 0 && !slices.ContainsFunc(t.flights, first)
+}
 
 // choose says who is probed now, so many ticks after the last time: those that may be about to become unreachable, but not so many
 // that they keep the others out; new ones; and whose turn it is.

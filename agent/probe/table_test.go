@@ -117,8 +117,8 @@ func (c *clockwork) gap() (gap int) {
 
 func TestSchedule(t *testing.T) {
 	for _, test := range []struct{ peers, ticks, first, gap, most int }{
-		{1, 100, 1, 5, 1}, // first: by when each was probed
-		{3, 100, 1, 5, 3},
+		{1, 100, 1, 6, 1}, // first: by when each was probed; the tick after that reads the answer
+		{3, 100, 1, 6, 3},
 		{5, 200, 2, 10, 5},
 		{6, 200, 2, 15, 5},
 		{25, 500, 8, 50, 5},
