@@ -85,15 +85,17 @@ func (t *table) drop(key string) (dropped *peer) {
 		delete(t.byOverlay, p.target.Overlay)
 	}
 	t.count[p.state]--
-	hole := int(p.index)
+	hole, last := int(p.index), len(t.order)-1
 	if hole < t.next { // the round's done part gets one shorter
 		t.next--
 		t.move(t.next, hole)
 		hole = t.next
 	}
-	t.move(len(t.order)-1, hole)
-	t.order[len(t.order)-1] = nil
-	t.order = t.order[:len(t.order)-1]
+	if hole < last {
+		t.move(last, hole)
+	}
+	t.order[last] = nil
+	t.order = t.order[:last]
 	p.index = -1
 	if t.left++; t.left > len(t.peers)/8+spare { // a map keeps the room of the most it ever held
 		t.peers, t.byOverlay = maps.Collect(maps.All(t.peers)), maps.Collect(maps.All(t.byOverlay))
