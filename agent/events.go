@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/tulle-net/tulle/agent/api"
 )
@@ -14,18 +15,38 @@ const eventsKept = 1000
 // journal remembers what was logged lately: what tulle events shows and the log has is the same, by construction.
 type journal struct {
 	mu     sync.Mutex
-	events []api.Event   // the oldest first
+	events []event       // the oldest first
 	last   int64         // number of the last
 	news   chan struct{} // closed at the next event
 }
 
 func newJournal() *journal { return &journal{news: make(chan struct{})} }
 
-func (j *journal) add(e api.Event) {
+// event is a record as it is kept: a record of slog's own takes three times the room.
+type event struct {
+	seq     int64
+	time    time.Time
+	level   slog.Level
+	message string
+	attrs   []slog.Attr
+}
+
+func (e event) told() api.Event {
+	t := api.Event{Seq: e.seq, Time: e.time.UTC(), Level: e.level.String(), Text: e.message}
+	if len(e.attrs) > 0 {
+		t.Fields = make(map[string]string, len(e.attrs))
+	}
+	for _, a := range e.attrs {
+		t.Fields[a.Key] = a.Value.String()
+	}
+	return t
+}
+
+func (j *journal) add(e event) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.last++
-	e.Seq = j.last
+	e.seq = j.last
 	if len(j.events) >= eventsKept {
 		j.events = append(j.events[:0], j.events[len(j.events)-eventsKept+eventsKept/8:]...)
 	}
@@ -36,18 +57,18 @@ func (j *journal) add(e api.Event) {
 
 // after returns the events after the one numbered seq, and what is closed when there is another. A number that is yet to come
 // is another agent's, before it was started again: all are news then.
-func (j *journal) after(seq int64) ([]api.Event, <-chan struct{}) {
+func (j *journal) after(seq int64) (events []api.Event, news <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if seq > j.last {
 		seq = 0
 	}
-	for i, e := range j.events {
-		if e.Seq > seq {
-			return append([]api.Event(nil), j.events[i:]...), j.news
+	for _, e := range j.events {
+		if e.seq > seq {
+			events = append(events, e.told())
 		}
 	}
-	return nil, j.news
+	return events, j.news
 }
 
 // recorder is a slog.Handler that passes records on, and notes those in the journal that an operator cares about.
@@ -72,19 +93,18 @@ func (r recorder) Handle(ctx context.Context, record slog.Record) error {
 	return r.Handler.Handle(ctx, record)
 }
 
-func (r recorder) event(record slog.Record) api.Event {
-	e := api.Event{Time: record.Time.UTC(), Level: record.Level.String(), Text: record.Message}
-	note := func(a slog.Attr) bool {
-		if e.Fields == nil {
-			e.Fields = map[string]string{}
+func (r recorder) event(record slog.Record) event {
+	e := event{time: record.Time, level: record.Level, message: record.Message}
+	if n := len(r.attrs) + record.NumAttrs(); n > 0 {
+		e.attrs = append(make([]slog.Attr, 0, n), r.attrs...)
+	}
+	record.Attrs(func(a slog.Attr) bool {
+		if _, plain := a.Value.Any().(string); !plain { // what it is now: an error, or a map, may hold or become anything
+			a.Value = slog.StringValue(a.Value.String())
 		}
-		e.Fields[a.Key] = a.Value.String()
+		e.attrs = append(e.attrs, a)
 		return true
-	}
-	for _, a := range r.attrs {
-		note(a)
-	}
-	record.Attrs(note)
+	})
 	return e
 }
 

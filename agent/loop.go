@@ -46,12 +46,12 @@ type state struct {
 	failure  error                     // of the last pass
 	drift    map[string]int            // entries repaired, by table
 	warnings map[string]string         // what an operator should do something about, by topic
-	changed  map[string]time.Time      // when a lease last did, by key, if it has since the first plan
+	changed  recently                  // when leases last did
 	excluded []netip.Prefix            // of the network's range, for the underlay's sake
 }
 
 func newState() state {
-	return state{entries: map[string]subnet.Entry{}, rejected: map[string]subnet.Reject{}, said: map[string]string{}, drift: map[string]int{}, warnings: map[string]string{}, changed: map[string]time.Time{},
+	return state{entries: map[string]subnet.Entry{}, rejected: map[string]subnet.Reject{}, said: map[string]string{}, drift: map[string]int{}, warnings: map[string]string{},
 		failure: errors.New("nothing is programmed yet")}
 }
 
@@ -192,16 +192,27 @@ func (s *state) noteChanged(u subnet.Update, now time.Time) {
 		return
 	}
 	for key, e := range u.Leases {
-		switch before, known := s.entries[key]; {
-		case e == (subnet.Entry{}):
-			delete(s.changed, key)
-		case !known || before.Lease != e.Lease:
-			s.changed[key] = now
+		if before, known := s.entries[key]; e != (subnet.Entry{}) && (!known || before.Lease != e.Lease) {
+			s.changed.note(key, now)
 		}
 	}
-	if u.Reset {
-		maps.DeleteFunc(s.changed, func(key string, _ time.Time) bool { _, still := u.Leases[key]; return !still })
+}
+
+// recently is when things last happened, by key: of the last thousand at least, and of two thousand at most.
+type recently struct{ now, before map[string]time.Time }
+
+func (r *recently) note(key string, at time.Time) {
+	if r.now == nil || len(r.now) >= 1000 {
+		r.now, r.before = map[string]time.Time{}, r.now
 	}
+	r.now[key] = at
+}
+
+func (r *recently) of(key string) (at time.Time, known bool) {
+	if at, known = r.now[key]; !known {
+		at, known = r.before[key]
+	}
+	return at, known
 }
 
 // looked says when the next look at everything is due, after one that took so long: with the tick that is nearest to the end of
@@ -504,15 +515,15 @@ func (a *Agent) sayLease(own subnet.Own) {
 	}
 }
 
-// event is what happened to a peer.
-type event struct {
+// happening is what became of a peer.
+type happening struct {
 	key  string
 	ip   netip.Addr
 	what string
 }
 
 // news says who comes, goes and changes with u, if they are few. It must be asked before u is merged.
-func (a *Agent) news(u subnet.Update) (events []event) {
+func (a *Agent) news(u subnet.Update) (events []happening) {
 	if u.Reset || len(u.Leases) > talkative {
 		return nil
 	}
@@ -523,11 +534,11 @@ func (a *Agent) news(u subnet.Update) (events []event) {
 		case key == a.state.own.Lease.Key() || before.Lease.PublicIP == a.state.own.Lease.PublicIP || e.Err != nil:
 		case e == (subnet.Entry{}) && left: // it never was a peer
 		case e == (subnet.Entry{}) && known:
-			events = append(events, event{key, before.Lease.PublicIP.V4, "left"})
+			events = append(events, happening{key, before.Lease.PublicIP.V4, "left"})
 		case known:
-			events = append(events, event{key, e.Lease.PublicIP.V4, difference(before.Lease, e.Lease)})
+			events = append(events, happening{key, e.Lease.PublicIP.V4, difference(before.Lease, e.Lease)})
 		default:
-			events = append(events, event{key, e.Lease.PublicIP.V4, "joined"})
+			events = append(events, happening{key, e.Lease.PublicIP.V4, "joined"})
 		}
 	}
 	return events
@@ -547,7 +558,7 @@ func difference(before, now subnet.Lease) string {
 }
 
 // sayPeers logs what happened to peers, those aside that are left out.
-func (a *Agent) sayPeers(u subnet.Update, events []event) {
+func (a *Agent) sayPeers(u subnet.Update, events []happening) {
 	switch {
 	case u.Reset:
 		a.log.Info("leases listed", "count", len(u.Leases), "revision", u.Revision)

@@ -103,7 +103,7 @@ func (a *Agent) Peers() api.Peers {
 func (a *Agent) peer(key string, e subnet.Entry) api.Peer {
 	s := &a.state
 	p := api.Peer{Key: key, Subnets: values(e.Lease.Subnet), PublicIPs: values(e.Lease.PublicIP), State: api.Unknown}
-	if at, ok := s.changed[key]; ok {
+	if at, ok := s.changed.of(key); ok {
 		at = at.UTC()
 		p.Changed = &at
 	}

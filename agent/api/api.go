@@ -125,7 +125,7 @@ type Peer struct {
 	Why       string         `json:"why,omitempty"` // it is left out, or unreachable
 	Overlay   *Probe         `json:"overlay,omitempty"`
 	Underlay  *Probe         `json:"underlay,omitempty"`
-	Changed   *time.Time     `json:"changed,omitempty"` // when its lease last did; absent if not since the agent started
+	Changed   *time.Time     `json:"changed,omitempty"` // when its lease last did; absent if not since the agent started, or a thousand others have since
 }
 
 // Probe is what came of probing a peer by one path.

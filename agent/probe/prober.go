@@ -22,7 +22,8 @@ type Options struct {
 
 // Prober probes peers by both paths: each every 5 s as long as there are five at most; of more, five every 5 s, each once before
 // any a second time. New ones are probed within a second, and those whose last probe over the overlay was lost in each second until it
-// is known what to think of them; three of both together. What that costs does not depend on how many peers there are.
+// is known what to think of them; three of both together. Where more than a hundred are new or suspect, there is no such hurry: it is
+// eight every 5 s then. What that costs does not depend on how many peers there are.
 //
 // All methods may be called by any goroutine. Observe and Turned are called by Run's, without a lock.
 type Prober struct {

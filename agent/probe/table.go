@@ -17,6 +17,7 @@ const (
 	few      = 5 // peers that are probed each time; of more, so many
 	urgent   = 3 // peers beside that in a tick, which are new or suspect
 	doubtful = 2 // of these, suspect
+	crowd    = 100
 	spare    = 1000
 )
 
@@ -109,8 +110,15 @@ func (t *table) move(from, to int) {
 	t.order[to].index = int32(to)
 }
 
-// quiet tells that nobody is new or suspect, and that of nobody the first answer may come.
+// crowded tells that so many are new or suspect that no hurry would help: they are all probed in turn.
+func (t *table) crowded() bool { return len(t.newcomers)+len(t.suspects) > crowd }
+
+// quiet tells that nothing is worth a tick by itself: nobody is new or suspect, or too many are, and of nobody the first answer may
+// come.
 func (t *table) quiet() bool {
+	if t.crowded() {
+		return true
+	}
 	first := func(f flight) bool { return !f.answered && !f.gone() && State(f.state) == Unknown }
 	return len(t.newcomers) == 0 && len(t.suspects) == 0 && !slices.ContainsFunc(t.flights, first)
 }
@@ -135,7 +143,7 @@ func (t *table) choose(ticks int) []*peer {
 	}
 	t.credit = min(t.credit+ticks*min(len(t.order), few), rest*few)
 	for n := 2 * len(t.order); n > 0 && t.credit >= rest; n-- { // this round's, and the next one's
-		if p := t.inTurn(); !p.suspect() && !slices.Contains(chosen, p) {
+		if p := t.inTurn(); (t.crowded() || !p.suspect()) && !slices.Contains(chosen, p) {
 			chosen = append(chosen, p)
 			t.credit -= rest
 		}

@@ -122,8 +122,8 @@ func TestSchedule(t *testing.T) {
 		{5, 200, 2, 10, 5},
 		{6, 200, 2, 15, 5},
 		{25, 500, 8, 50, 5},
-		{1000, 3000, 334, 2000, 5},
-		{10000, 15000, 3334, 15000, 5},
+		{1000, 3000, 700, 2000, few + urgent},
+		{10000, 15000, 6500, 15000, few + urgent},
 	} {
 		c := newClockwork(t, test.peers)
 		c.run(test.ticks)
