@@ -78,23 +78,24 @@ func (a *Agent) turned(key string, r probe.Result) {
 	case unreachable > talkative:
 		a.say("unreachable", slog.LevelWarn, fmt.Sprintf("more than %d peers are unreachable: tulle status lists them", talkative))
 	case r.State == probe.Unreachable:
-		a.log.Warn(fmt.Sprintf("peer %s (%s) is unreachable: %s", subnetName(key), e.Lease.PublicIP.V4, whyUnreachable(r)), "lease", key)
+		a.log.Warn(fmt.Sprintf("peer %s (%s) is unreachable: %s", subnetName(key), e.Lease.PublicIP.V4, whyUnreachable(r, len(a.state.plan.State().Routes))), "lease", key)
 	default:
 		delete(a.state.said, "unreachable")
 		a.log.Info(fmt.Sprintf("peer %s (%s) is reachable again", subnetName(key), e.Lease.PublicIP.V4), "lease", key)
 	}
 }
 
-// whyUnreachable says as much as the probes tell. What was heard later than the last answer tells which way is open.
-func whyUnreachable(r probe.Result) string {
-	overlay, underlay := r.Paths[probe.Overlay], r.Paths[probe.Underlay]
-	after := func(t time.Time) bool { return t.After(overlay.Answered.Add(3 * time.Second)) } // not about the same time
+// whyUnreachable says as much as the probes tell. Which way is open is told by who was heard, and goes on being heard, later than
+// the other: by more than hosts take to probe all their peers, of which there are so many.
+func whyUnreachable(r probe.Result, peers int) string {
+	underlay, round := r.Paths[probe.Underlay], max(5, time.Duration(peers))*time.Second+2*time.Second
+	speaks := !r.HeardUs.IsZero() || r.Heard.Sub(r.Paths[probe.Overlay].Answered) > round // a flannel host answers, and says nothing
 	switch {
 	case underlay.Answered.IsZero() || underlay.Failures > 1:
 		return "it answers neither over the overlay nor over the underlay: is its host down?"
-	case after(r.Heard):
+	case speaks && r.Heard.Sub(r.HeardUs) > round:
 		return "its packets come in over the overlay, ours don't reach it: is the overlay's UDP port blocked from here to there?"
-	case after(r.HeardUs):
+	case r.HeardUs.Sub(r.Heard) > round:
 		return "ours reach it over the overlay, as it says, its packets don't come in: is the overlay's UDP port blocked from there to here?"
 	}
 	return "it answers over the underlay, but not over the overlay: is the overlay's UDP port blocked, or its agent stopped?"
@@ -111,7 +112,7 @@ func (a *Agent) reached(p *api.Peer) {
 	}
 	p.State = [...]api.State{probe.Unknown: api.Unknown, probe.Reachable: api.Reachable, probe.Unreachable: api.Unreachable}[r.State]
 	if r.State == probe.Unreachable {
-		p.Why = whyUnreachable(r)
+		p.Why = whyUnreachable(r, len(a.state.plan.State().Routes))
 	}
 	p.Overlay, p.Underlay = probed(r.Paths[probe.Overlay]), probed(r.Paths[probe.Underlay])
 	if p.Overlay != nil {

@@ -22,14 +22,17 @@ func TestWhyUnreachable(t *testing.T) {
 		want           string
 	}{
 		{"the host is down", 3, answered, answered, "neither over the overlay nor over the underlay"},
-		{"from here to there", 0, later, answered, "blocked from here to there"},
-		{"from there to here", 1, answered, later, "blocked from there to here"},
-		{"both ways", 0, answered.Add(time.Second), time.Time{}, "but not over the overlay"},
+		{"from here to there", 0, later, later.Add(-8 * time.Second), "blocked from here to there"},
+		{"from there to here", 1, later.Add(-8 * time.Second), later, "blocked from there to here"},
+		{"not long enough to tell", 0, later, later.Add(-6 * time.Second), "but not over the overlay"},
+		{"a flannel host", 0, answered, time.Time{}, "but not over the overlay"},
+		{"from here to there, from the beginning", 0, later, time.Time{}, "blocked from here to there"},
+		{"both ways", 0, later, later.Add(-time.Second), "but not over the overlay"},
 	} {
 		r := probe.Result{State: probe.Unreachable, Heard: c.heard, HeardUs: c.heardUs}
 		r.Paths[probe.Overlay] = probe.PathResult{Answered: answered, Loss: 1}
 		r.Paths[probe.Underlay] = probe.PathResult{Answered: answered, Failures: c.lost}
-		if got := whyUnreachable(r); !strings.Contains(got, c.want) {
+		if got := whyUnreachable(r, 2); !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
