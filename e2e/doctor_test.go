@@ -92,6 +92,8 @@ var illnesses = []illness{
 		found: []string{"agent", "vxlan-clash"}, says: "other has the overlay's VNI", fix: "ip link del other"},
 	{what: "two default routes", make: tunDevice + " && ip addr add 203.0.113.2/24 dev vpn0 && ip route append default via 203.0.113.1 dev vpn0", mend: "ip link del vpn0",
 		found: []string{"wrong-interface"}, says: "equally good", fix: "--iface eth0"},
+	{what: "the underlay's address on another device", make: "ip addr del $SELF/24 dev eth0; ip addr add $SELF/32 dev lo; ip route add 192.0.2.0/24 dev eth0 src $SELF; ip route add default via 192.0.2.1",
+		mend: "ip addr del $SELF/32 dev lo; ip addr add $SELF/24 dev eth0; ip route replace default via 192.0.2.1", found: []string{"agent-not-ready", "wrong-interface"}, says: "does not have its address", fix: "--iface"},
 	{what: "VPN in the overlay's range", make: tunDevice + " && ip route add ${VTEP%.0}.128/25 dev vpn0", mend: "ip link del vpn0",
 		found: []string{"overlapping-routes"}, says: "10.5.0.0/16", fix: "take the route"},
 	{what: "somebody else's route for a peer", make: "ip route replace $PEER via 192.0.2.1", mend: "ip route del $PEER via 192.0.2.1 || true",
@@ -129,6 +131,7 @@ func TestDoctor(t *testing.T) {
 		t.Run("MTU in the config", c.testConfig)
 		t.Run("leases", c.testLeases)
 		t.Run("own lease", c.testOwnLease)
+		t.Run("daemon.json", c.testDaemonJSON)
 		t.Run("programs", c.testPrograms)
 		t.Run("checksum offload", c.testChecksum)
 		t.Run("etcd", c.testEtcd)
@@ -318,6 +321,23 @@ func (c clinic) testOwnLease(t *testing.T) {
 }
 
 // testPrograms has programs that are in the way.
+// testDaemonJSON has what the agent warns of, and no check of doctor's own names.
+func (c clinic) testDaemonJSON(t *testing.T) {
+	path := filepath.Join(c.h.RunDir, "docker", "daemon.json")
+	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(t, os.WriteFile(path, []byte(`{"mtu":1400}`), 0o644))
+	again := func() {
+		t.Helper()
+		stop(t, c.h) // or it would be up to 30 s until the agent looks
+		must(t, c.StartAgent(t.Context(), c.h))
+	}
+	again()
+	c.finds(t, illness{found: []string{"agent-warning"}, says: "daemon.json sets mtu", fix: "take it out of " + path})
+	must(t, os.Remove(path))
+	again()
+	c.well(t)
+}
+
 func (c clinic) testPrograms(t *testing.T) {
 	env, err := c.h.Env()
 	must(t, err)
