@@ -1,0 +1,233 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// What the log says is what tulle events shows (see journal): one line for each fact, when it is news.
+
+// say logs a line unless it is what was last said about the topic.
+func (a *Agent) say(topic string, level slog.Level, message string, args ...any) {
+	text := fmt.Sprint(append([]any{message}, args...)...)
+	if a.state.said[topic] == text {
+		return
+	}
+	a.state.said[topic] = text
+	a.log.Log(context.Background(), level, message, args...)
+}
+
+// warn notes what an operator should do something about, "" for nothing any more: in the log once, and in the status for as
+// long as it lasts.
+func (a *Agent) warn(topic, text string) {
+	if text == "" {
+		delete(a.state.warnings, topic)
+		delete(a.state.said, topic)
+		return
+	}
+	a.state.warnings[topic] = text
+	a.say(topic, slog.LevelWarn, text)
+}
+
+func (a *Agent) sayEtcd() {
+	if err := a.state.etcd; err != nil {
+		a.say("etcd", slog.LevelWarn, "etcd is out of reach; the network stays as it is", "error", err)
+	} else if a.state.said["etcd"] != "" {
+		delete(a.state.said, "etcd")
+		a.log.Info("etcd is in reach again")
+	}
+}
+
+func (a *Agent) sayConfig() {
+	s := &a.state
+	switch {
+	case !s.listed:
+	case s.stored.Revision == 0 && s.config.Revision == 0:
+		a.say("config", slog.LevelWarn, "no network config in etcd: waiting for one", "store-one-with", a.setConfig(`{"Network":"10.5.0.0/16"}`))
+	case s.stored.Revision == 0:
+		a.say("config", slog.LevelWarn, "the network's config was deleted from etcd: going on with the one before", "store-it-with", a.setConfig(s.config.Text))
+	case s.stored.Err != nil:
+		a.say("config", slog.LevelError, "the network's config is not valid", "error", s.stored.Err)
+	default:
+		a.say("config", slog.LevelInfo, "network config", "network", s.config.Config.Range.V4.Network, "subnet-length", s.config.Config.Range.V4.SubnetLen,
+			"backend", backendName(s.config.Config))
+	}
+}
+
+// setConfig is the command that stores a config.
+func (a *Agent) setConfig(text string) string {
+	return "echo '" + strings.ReplaceAll(text, "'", `'\''`) + "' | " + a.config.SetConfig
+}
+
+// backendName says which backend a config asks for, and that it is the default if it does not say.
+func backendName(c subnet.Config) string {
+	if c.Backend.Type == "" {
+		return "vxlan (the default: the config names none)"
+	}
+	return c.Backend.Type
+}
+
+func (a *Agent) sayLease(own subnet.Own) {
+	before, l := a.state.own.Lease, own.Lease
+	switch {
+	case a.state.own.Held() && before.Subnet != l.Subnet:
+		a.log.Error("this host has another subnet now: restart Docker, or its containers stay cut off", "subnet", l.Subnet.V4, "before", before.Subnet.V4)
+		a.state.warnings["renumbered"] = fmt.Sprintf("this host's subnet changed from %s to %s while the agent ran: if Docker was not restarted since, restart it", before.Subnet.V4, l.Subnet.V4)
+		delete(a.state.said, "lease")
+	case own.Err != nil:
+		a.say("lease", slog.LevelWarn, "the lease is held, but can't be looked after", "error", own.Err)
+	default:
+		a.say("lease", slog.LevelInfo, "lease held", "subnet", l.Subnet.V4, "public-ip", l.PublicIP.V4, "reserved", own.Reserved)
+	}
+}
+
+// happening is what became of a peer.
+type happening struct {
+	key  string
+	ip   netip.Addr
+	what string
+}
+
+// news says who comes, goes and changes with u, if they are few. It must be asked before u is merged.
+func (a *Agent) news(u subnet.Update) (events []happening) {
+	if u.Reset || len(u.Leases) > talkative {
+		return nil
+	}
+	for key, e := range u.Leases {
+		before, known := a.state.entries[key]
+		_, left := a.state.rejected[key]
+		switch {
+		case key == a.state.own.Lease.Key() || before.Lease.PublicIP == a.state.own.Lease.PublicIP || e.Err != nil:
+		case e == (subnet.Entry{}) && left: // it never was a peer
+		case e == (subnet.Entry{}) && known:
+			events = append(events, happening{key, before.Lease.PublicIP.V4, "left"})
+		case known:
+			events = append(events, happening{key, e.Lease.PublicIP.V4, difference(before.Lease, e.Lease)})
+		default:
+			events = append(events, happening{key, e.Lease.PublicIP.V4, "joined"})
+		}
+	}
+	return events
+}
+
+// difference says what is new about a peer.
+func difference(before, now subnet.Lease) string {
+	switch {
+	case before.PublicIP != now.PublicIP:
+		return fmt.Sprintf("has come from %s", before.PublicIP.V4)
+	case before.Backend != now.Backend:
+		return fmt.Sprintf("has changed its backend from %q to %q", before.Backend, now.Backend)
+	case before.Data != now.Data:
+		return "has another VTEP"
+	}
+	return "has renewed its key"
+}
+
+// sayPeers logs what happened to peers, those aside that are left out.
+func (a *Agent) sayPeers(u subnet.Update, events []happening) {
+	switch {
+	case u.Reset:
+		a.log.Info("leases listed", "count", len(u.Leases), "revision", u.Revision)
+	case len(u.Leases) > talkative:
+		a.log.Info("leases changed", "count", len(u.Leases), "revision", u.Revision)
+	}
+	for _, e := range events {
+		if _, left := a.state.rejected[e.key]; !left {
+			a.log.Info(fmt.Sprintf("peer %s (%s) %s", subnetName(e.key), e.ip, e.what), "lease", e.key, "public-ip", e.ip)
+		}
+	}
+}
+
+// subnetName is how people write what a key names.
+func subnetName(key string) string {
+	subnets, err := subnet.ParseKey(key)
+	if err != nil {
+		return abridged(key)
+	}
+	var names []string
+	for _, p := range subnets.All() {
+		names = append(names, p.String())
+	}
+	return strings.Join(names, ", ")
+}
+
+// sayRejected logs each lease that is left out once; of many at a time, how many.
+func (a *Agent) sayRejected() {
+	s := &a.state
+	if s.plan == nil {
+		return
+	}
+	rejected, said, more := s.plan.Rejected(), 0, map[subnet.Reason]int{}
+	for key, r := range rejected {
+		if s.rejected[key] == r {
+			continue
+		}
+		s.rejected[key] = r
+		a.aimAt(key)
+		if said++; said > talkative {
+			more[r.Reason]++
+			continue
+		}
+		a.log.Warn("lease left out", "lease", abridged(key), "reason", r.Reason, "detail", r.Detail)
+	}
+	if said > talkative {
+		a.log.Warn("more leases left out", "count", said-talkative, "reasons", fmt.Sprint(more))
+	}
+	if len(s.rejected) > len(rejected) {
+		maps.DeleteFunc(s.rejected, func(key string, _ subnet.Reject) bool {
+			_, still := rejected[key]
+			if !still {
+				a.aimAt(key)
+			}
+			return !still
+		})
+	}
+}
+
+// abridged keeps a key that anybody may have written from filling the log.
+func abridged(key string) string {
+	const longest = 100 // bytes
+	if len(key) > longest {
+		return strings.ToValidUTF8(key[:longest], "") + "…"
+	}
+	return key
+}
+
+// sayDrift logs what somebody else had done to what is ours: each entry, or of many at a time how many.
+func (a *Agent) sayDrift(done outcome, count map[string]int) {
+	for table, n := range count {
+		a.state.drift[table] += n
+		a.metrics.drifted(table, n)
+		if n > talkative {
+			a.log.Warn(fmt.Sprintf("%d entries of table %s were deleted or changed by someone else, restored", n, table), "table", table, "entries", n)
+		}
+	}
+	var lines []string
+	for d := range done.Deviations() {
+		if count[d.Table] <= talkative {
+			lines = append(lines, drifted(d))
+		}
+	}
+	if done.chains > 0 {
+		lines = append(lines, fmt.Sprintf("the packet filter's rules were changed by someone else, restored (chains: %d)", done.chains))
+	}
+	slices.Sort(lines)
+	for _, line := range lines {
+		a.log.Warn(line)
+	}
+}
+
+func drifted(d backend.Deviation) string {
+	if d.Was == "added" {
+		return d.Object + " was added in our name by someone else, removed"
+	}
+	return fmt.Sprintf("%s was %s by someone else, restored", d.Object, d.Was)
+}
