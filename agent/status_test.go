@@ -194,6 +194,28 @@ func TestPeersTold(t *testing.T) {
 	})
 }
 
+// Of the last thousand changes none is forgotten, and of all that ever were not more than two thousand are kept.
+func TestRecently(t *testing.T) {
+	t.Parallel()
+	var r recently
+	start := time.Unix(1700000000, 0)
+	for i := range 5500 {
+		r.note(fmt.Sprint(i), start.Add(time.Duration(i)))
+	}
+	r.note("5499", start.Add(time.Hour))
+	for i := 4501; i < 5499; i++ {
+		if at, known := r.of(fmt.Sprint(i)); !known || !at.Equal(start.Add(time.Duration(i))) {
+			t.Fatalf("%d is forgotten, or changed at %s", i, at)
+		}
+	}
+	if at, _ := r.of("5499"); !at.Equal(start.Add(time.Hour)) {
+		t.Errorf("what changed twice did at %s", at)
+	}
+	if _, known := r.of("1"); known || len(r.now)+len(r.before) > 2000 {
+		t.Errorf("%d are kept", len(r.now)+len(r.before))
+	}
+}
+
 func TestView(t *testing.T) {
 	bubble(t, func(r *rig) {
 		r.ready()

@@ -54,7 +54,7 @@ func (f Facts) crossings() []crossing {
 	if tunnel == "" {
 		tunnel = h.Underlay.Device
 	}
-	own, peer := second(h.Self.Subnet.V4.Addr()), second(h.Config.Range.V4.Max)
+	own, peer := second(backend.VTEPs(h.Self).V4), second(h.Config.Range.V4.Max)
 	if h.Self.Subnet.V4.Contains(peer) {
 		peer = second(h.Config.Range.V4.Min)
 	}
@@ -226,7 +226,7 @@ func (f Facts) bridgedDrops() []dropped {
 	if h.Bridge == "" || f.Sysctls[bridgeCall] != "1" {
 		return nil
 	}
-	own := second(h.Self.Subnet.V4.Addr())
+	own := second(backend.VTEPs(h.Self).V4)
 	v := f.Filter.Verdict("filter", "FORWARD", Packet{In: h.Bridge, Out: h.Bridge, Src: own, Dst: own.Next(), Protocol: "tcp", State: "NEW", Bridged: true})
 	named := slices.ContainsFunc(f.forwardDrops(), func(d dropped) bool { return d.Rule == v.Rule })
 	if v.Accept || named || strings.Contains(v.Rule, fmt.Sprintf("-i %s -o %s -j DROP", h.Bridge, h.Bridge)) {
@@ -266,7 +266,7 @@ func rpFilter(f Facts) (findings []Finding) {
 			break
 		}
 	}
-	own := second(h.Self.Subnet.V4.Addr())
+	own := second(backend.VTEPs(h.Self).V4)
 	for _, p := range f.Paths {
 		v := f.Filter.Verdict("nat", "POSTROUTING", Packet{In: h.Bridge, Out: dev, Src: own, Dst: p.Public, Protocol: "tcp", State: "NEW"})
 		if v.Target == "MASQUERADE" || v.Target == "SNAT" || h.Bridge == "" {

@@ -39,7 +39,7 @@ func (f *Facts) lookAtPaths(ctx context.Context) error {
 	for i := range f.Paths {
 		p := &f.Paths[i]
 		tries.Go(func() (err error) { p.Underlay, err = answers(ctx, h.Underlay.Local.V4, p.Public); return err })
-		tries.Go(func() (err error) { p.Overlay, err = answers(ctx, h.Self.Subnet.V4.Addr(), p.VTEP); return err })
+		tries.Go(func() (err error) { p.Overlay, err = answers(ctx, backend.VTEPs(h.Self).V4, p.VTEP); return err })
 	}
 	if err := tries.Wait(); err != nil {
 		return err
@@ -60,7 +60,7 @@ func (f *Facts) lookAtWays() error {
 		p.Outer, _ = k.Way(kernel.Flow{Dst: p.Public})
 		inner := kernel.Flow{Dst: second(p.VTEP)}
 		if d, ok := f.device(h.Bridge); ok && d.Up && f.Sysctls[ipForward] == "1" && f.Sysctls[conf(h.Bridge, "forwarding")] == "1" { // else it takes in no such packet
-			inner.Src, inner.In = second(h.Self.Subnet.V4.Addr()), h.Bridge
+			inner.Src, inner.In = second(backend.VTEPs(h.Self).V4), h.Bridge
 		}
 		p.Inner, _ = k.Way(inner)
 	}
@@ -168,7 +168,7 @@ func (f *Facts) lookAtLongest(ctx context.Context) error {
 	var tries errgroup.Group
 	for _, p := range paths {
 		tries.Go(func() (err error) {
-			p.Longest, err = probe.PathMTU(ctx, f.Plan.Host().Self.Subnet.V4.Addr(), p.VTEP, f.Plan.State().MTU)
+			p.Longest, err = probe.PathMTU(ctx, backend.VTEPs(f.Plan.Host().Self).V4, p.VTEP, f.Plan.State().MTU)
 			if errors.Is(err, probe.ErrNoAnswer) { // it answered before
 				err = nil
 			}
@@ -187,7 +187,7 @@ func (f *Facts) lookAtChecksums(ctx context.Context) error {
 	var tries errgroup.Group
 	for _, p := range paths {
 		tries.Go(func() (err error) {
-			p.Checksum, err = probe.Checksum(ctx, f.Plan.Host().Self.Subnet.V4.Addr(), p.VTEP)
+			p.Checksum, err = probe.Checksum(ctx, backend.VTEPs(f.Plan.Host().Self).V4, p.VTEP)
 			return err
 		})
 	}
