@@ -73,6 +73,8 @@ type Agent struct {
 	store    Store
 	kernel   Kernel
 	firewall Firewall
+	carriers []Carrier
+	carried  chan struct{} // a carrier's doorbell rang
 	log      *slog.Logger
 	metrics  *metrics
 	registry *prometheus.Registry
@@ -87,13 +89,13 @@ type Agent struct {
 }
 
 // New returns an Agent. Its metrics are registered with registry.
-func New(c Config, store Store, kernel Kernel, firewall Firewall, registry *prometheus.Registry, log *slog.Logger) *Agent {
+func New(c Config, store Store, kernel Kernel, firewall Firewall, carriers []Carrier, registry *prometheus.Registry, log *slog.Logger) *Agent {
 	if !filepath.IsAbs(c.SubnetFile) {
 		c.SubnetFile = filepath.Join(c.RunDir, c.SubnetFile)
 	}
 	journal := newJournal()
 	a := &Agent{
-		config: c, store: store, kernel: kernel, firewall: firewall, log: slog.New(recorder{log.Handler(), journal, nil}), registry: registry,
+		config: c, store: store, kernel: kernel, firewall: firewall, carriers: carriers, carried: make(chan struct{}, 1), log: slog.New(recorder{log.Handler(), journal, nil}), registry: registry,
 		metrics: newMetrics(registry, c.Version), notify: newNotifier(), journal: journal, started: time.Now().UTC(), state: newState(),
 	}
 	if c.Probe {
@@ -137,6 +139,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	tasks.Go(func() error { return a.store.Run(ctx) })
 	tasks.Go(func() error { return a.kernel.Listen(ctx) })
 	tasks.Go(func() error { return a.firewall.Listen(ctx) })
+	tasks.Go(func() error { return a.runCarriers(ctx) })
 	tasks.Go(func() error { return a.loop(ctx) })
 	err = tasks.Wait()
 	a.notify.stopping()

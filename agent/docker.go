@@ -32,6 +32,7 @@ func (a *Agent) checkDocker(plan *backend.Plan) error {
 // checkBridge warns of a bridge with another address than the lease's: a dockerd that was started without our options made
 // it, or one that keeps its old --bip because of --live-restore.
 func (a *Agent) checkBridge(h backend.Host) error {
+	a.state.bridged = false
 	if h.Bridge == "" {
 		return nil
 	}
@@ -39,7 +40,8 @@ func (a *Agent) checkBridge(h backend.Host) error {
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", h.Bridge, err)
 	}
-	for f, want := range backend.BridgeAddrs(h.Self).All() {
+	a.state.bridged = slices.Contains(addrs, h.BridgeAddrs().V4)
+	for f, want := range h.BridgeAddrs().All() {
 		old := slices.IndexFunc(addrs, func(p netip.Prefix) bool { return p != want && subnet.FamilyOf(p.Addr()) == f })
 		switch {
 		case !slices.Contains(addrs, want):
@@ -64,7 +66,7 @@ func (a *Agent) checkDaemonJSON(h backend.Host) {
 		return
 	}
 	options := []docker.Option{"--bip", "--ip-masq", "--mtu"}
-	if h.Attach > 0 {
+	if h.Attach > 0 || h.BridgeAddrs().V4.Bits() != h.Self.Subnet.V4.Bits() {
 		options = append(options, "--fixed-cidr")
 	}
 	if keys := config.Clashes(options); len(keys) > 0 {

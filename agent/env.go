@@ -29,11 +29,12 @@ func env(h backend.Host, mtu int) []byte {
 	var b bytes.Buffer
 	var options []string
 	for f, r := range h.Config.Range.All() {
-		address := backend.BridgeAddrs(h.Self).Of(f)
-		fmt.Fprintf(&b, "%sNETWORK=%s\n%sSUBNET=%s\n", envPrefix[f], r.Network, envPrefix[f], address)
+		bridge := h.BridgeAddrs().Of(f)
+		own := netip.PrefixFrom(bridge.Addr(), h.Self.Subnet.Of(f).Bits())
+		fmt.Fprintf(&b, "%sNETWORK=%s\n%sSUBNET=%s\n", envPrefix[f], r.Network, envPrefix[f], own)
 		if f == subnet.IPv4 {
-			options = append(options, "--bip="+address.String())
-			options = append(options, envAttach(&b, h)...)
+			options = append(options, "--bip="+bridge.String())
+			options = append(options, envSlice(&b, h, own, bridge)...)
 		}
 	}
 	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", mtu, h.Masquerade)
@@ -47,14 +48,21 @@ func env(h backend.Host, mtu int) []byte {
 	return b.Bytes()
 }
 
-// envAttach adds the variable that says which addresses tulle attach has, and returns what keeps Docker from handing them out.
-func envAttach(b *bytes.Buffer, h backend.Host) (options []string) {
-	docker, attach, err := h.Split(h.Self.Subnet.V4)
-	if err != nil || !attach.IsValid() {
-		return nil // sayAttach says why
+// envSlice adds the variables that say which addresses of the bridge's subnet are other hosts' or tulle attach's, and returns
+// what keeps Docker from handing them out.
+func envSlice(b *bytes.Buffer, h backend.Host, own, bridge netip.Prefix) (options []string) {
+	slice := own.Masked()
+	if bridge != own {
+		fmt.Fprintf(b, "TULLE_BRIDGE=%s\n", bridge)
 	}
-	fmt.Fprintf(b, "TULLE_ATTACH=%s\n", attach)
-	return []string{"--fixed-cidr=" + docker.String()}
+	if docker, attach, err := h.Split(slice); err == nil && attach.IsValid() { // else sayAttach says why
+		fmt.Fprintf(b, "TULLE_ATTACH=%s\n", attach)
+		slice = docker
+	}
+	if slice == bridge.Masked() {
+		return nil
+	}
+	return []string{"--fixed-cidr=" + slice.String()}
 }
 
 // sayAttach warns if the lease has no room for the addresses that tulle attach is to have.

@@ -20,7 +20,7 @@ func envAgent(t *testing.T, dir, p string) (*Agent, *bytes.Buffer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, _, err := backend.New(config)
+	b, err := backend.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,6 +69,7 @@ type fakeKernel struct {
 	mu       sync.Mutex
 	applied  []string // States
 	addrs    map[backend.Addr]struct{}
+	bridge   string // that somebody else gave its addresses; "" for none
 	changed  []backend.Changes
 	find     backend.Changes // what the next Apply finds to do
 	err      error           // of Apply and Change
@@ -91,12 +92,12 @@ func (k *fakeKernel) setMTU(mtu int) {
 	k.underlay.MTU = mtu
 }
 
-// Addresses are those that the plan last applied has.
+// Addresses are those that the plan last applied has, but for a bridge of somebody else's.
 func (k *fakeKernel) Addresses(device string) (addrs []netip.Prefix, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for a := range k.addrs {
-		if a.Dev == device {
+		if a.Dev == device && device != k.bridge {
 			addrs = append(addrs, a.Prefix)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
-	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +44,7 @@ type state struct {
 	failure  error                     // of the last pass
 	drift    map[string]int            // entries repaired, by table
 	warnings map[string]string         // what an operator should do something about, by topic
+	bridged  bool                      // the bridge has the lease's address
 	changed  recently                  // when leases last did
 	excluded []netip.Prefix            // of the network's range, for the underlay's sake
 }
@@ -75,6 +75,8 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.firewall.Doorbell():
 			look = atFirewall
 		case <-a.kernel.Doorbell():
+			look = atEverything
+		case <-a.carried:
 			look = atEverything
 		case <-retry.C:
 			look, retrying = atEverything, true
@@ -158,7 +160,7 @@ func (a *Agent) pass(ctx context.Context, look scope) error {
 	a.aim(a.state.plan != before, u.Leases)
 	count := done.count()
 	a.metrics.changed(count)
-	if drift && sameUnderlay(before, a.state.plan) {
+	if drift && sameHost(before, a.state.plan) {
 		a.sayDrift(done, count)
 	}
 	took := time.Since(started)
@@ -223,15 +225,16 @@ func (s *state) looked(took time.Duration, count map[string]int) {
 	}
 }
 
-// sameUnderlay reports whether two plans were made for the same underlay: else what differs from the plan is its own doing.
-func sameUnderlay(a, b *backend.Plan) bool {
-	return a != nil && b != nil && reflect.DeepEqual(a.Host().Underlay, b.Host().Underlay)
+// sameHost reports whether two plans were made for the same underlay, and the same key: else what differs from the plan is its own
+// doing.
+func sameHost(a, b *backend.Plan) bool {
+	return a != nil && b != nil && reflect.DeepEqual(a.Host().Underlay, b.Host().Underlay) && a.Host().Facts == b.Host().Facts
 }
 
 // change applies what changed peers need, and compares the packet filter if that is asked for.
 func (a *Agent) change(ctx context.Context, u subnet.Update, look scope) (done outcome, err error) {
 	done.Changes = a.state.update(u.Leases)
-	err = a.kernel.Change(ctx, done.Changes)
+	err = a.carry(ctx, done.Changes)
 	if look >= atFirewall {
 		err = errors.Join(err, a.filter(ctx, &done))
 	}
@@ -272,6 +275,7 @@ func (a *Agent) learn(u subnet.Update) (all bool) {
 	a.warn("rival", u.Own.Rival)
 	all = u.Reset || s.plan == nil
 	if s.stored.Usable() && (s.stored.Revision != s.config.Revision || s.stored.Text != s.config.Text) {
+		a.sayChanged(s.config, s.stored)
 		s.config, all = s.stored, true
 	}
 	a.sayConfig()
@@ -294,8 +298,7 @@ func (a *Agent) learn(u subnet.Update) (all bool) {
 // checked adds to a config what package backend thinks of it.
 func checked(c subnet.StoredConfig) subnet.StoredConfig {
 	if c.Usable() {
-		_, unknown, err := backend.New(c.Config)
-		c.Unknown, c.Err = slices.Concat(c.Unknown, unknown), err
+		_, c.Err = backend.New(c.Config)
 	}
 	return c
 }
@@ -304,7 +307,7 @@ func checked(c subnet.StoredConfig) subnet.StoredConfig {
 // is in force is kept up as it is.
 func (a *Agent) reconcile(ctx context.Context, look scope) (done outcome, err error) {
 	before := a.state.plan
-	plan, err := a.replan()
+	plan, err := a.replan(ctx)
 	if err == nil {
 		a.state.plan = plan
 	}
@@ -315,11 +318,14 @@ func (a *Agent) reconcile(ctx context.Context, look scope) (done outcome, err er
 	a.notify.progress()
 	var applyErr error
 	if look == atEverything || plan != before || !a.kernel.Holds(want) {
-		done.Changes, applyErr = a.kernel.Apply(ctx, want)
+		done.Changes, applyErr = a.program(ctx, want)
 	}
 	a.notify.progress()
 	for name, value := range done.Sysctls.Set {
 		a.log.Info("sysctl set", "name", name, "value", value)
+	}
+	if err == nil { // else peers would be told of what this host can't do
+		a.request(plan.Announce())
 	}
 	return done, errors.Join(err, applyErr, a.filter(ctx, &done), a.writeEnv(want.MTU), a.checkDocker(plan))
 }
@@ -328,7 +334,7 @@ func (a *Agent) reconcile(ctx context.Context, look scope) (done outcome, err er
 var errSaid = errors.New("")
 
 // replan makes a plan from what is known, and asks the store for the lease that it needs.
-func (a *Agent) replan() (*backend.Plan, error) {
+func (a *Agent) replan(ctx context.Context) (*backend.Plan, error) {
 	s := &a.state
 	switch {
 	case !s.listed:
@@ -339,7 +345,7 @@ func (a *Agent) replan() (*backend.Plan, error) {
 		return nil, fmt.Errorf("waiting for a network config in etcd%w", errSaid)
 	}
 	config := s.config.Config
-	b, _, err := backend.New(config)
+	b, err := backend.New(config)
 	if err != nil {
 		return nil, err // it was checked before
 	}
@@ -356,18 +362,21 @@ func (a *Agent) replan() (*backend.Plan, error) {
 		a.say("excluded", slog.LevelWarn, "the network's range contains the underlay's own: subnets that cover it are never leased nor routed",
 			"network", config.Range.V4.Network, "underlay", fmt.Sprint(s.excluded))
 	}
-	if err := s.unleased(config); err != nil {
-		a.request(b, config, underlay)
+	facts, err := a.facts(ctx, b)
+	if err != nil {
 		return nil, err
 	}
-	host := backend.Host{Config: config, Self: s.own.Lease, Underlay: underlay, Options: a.options()}
+	host := backend.Host{Config: config, Self: s.own.Lease, Underlay: underlay, Facts: facts, Options: a.options()}
+	if err := s.unleased(config); err != nil {
+		a.request(host.Announce(b))
+		return nil, err
+	}
 	if s.plan != nil && !s.outdated && reflect.DeepEqual(s.plan.Host(), host) {
 		return s.plan, nil
 	}
 	plan, err := backend.NewPlan(b, host, s.entries)
-	if err == nil { // else peers would be told of what this host can't do
+	if err == nil {
 		s.outdated = false
-		a.request(b, config, underlay)
 	}
 	return plan, err
 }
@@ -389,17 +398,12 @@ func (s *state) unleased(config subnet.Config) error {
 }
 
 // request asks the store for a lease. It may be asked the same again.
-func (a *Agent) request(b backend.Backend, config subnet.Config, u backend.Underlay) {
-	name, data := b.Announce(u)
+func (a *Agent) request(l subnet.Lease, r subnet.Pair[subnet.Range]) {
 	previous := a.state.previous
 	if a.state.own.Held() {
 		previous = a.state.own.Lease.Subnet
 	}
-	var public subnet.Pair[netip.Addr] // only the families that the backend can use to reach us
-	for f := range data.All() {
-		*public.At(f) = u.Public.Of(f)
-	}
-	a.store.Want(subnet.Request{Range: config.Range, PublicIP: public, Previous: previous, Revision: a.state.mark, Exclude: a.state.excluded, Backend: name, Data: data})
+	a.store.Want(subnet.Request{Range: r, PublicIP: l.PublicIP, Previous: previous, Revision: a.state.mark, Exclude: a.state.excluded, Backend: l.Backend, Data: l.Data})
 }
 
 // record notes what became of a pass: in the log when it is news, in the metrics, for the status server and for systemd.
@@ -408,7 +412,7 @@ func (a *Agent) record(look scope, took time.Duration, err error) {
 	switch {
 	case err == nil && s.failure != nil:
 		delete(s.said, "failure")
-		a.log.Info("everything is programmed", "peers", len(s.plan.State().Routes))
+		a.log.Info("everything is programmed", "peers", s.plan.Peers())
 	case err != nil && !errors.Is(err, errSaid):
 		a.say("failure", slog.LevelWarn, "not everything is programmed; trying again", "error", err)
 	}
@@ -433,7 +437,7 @@ func (s *state) ready() (bool, string) {
 	case s.etcd != nil && !s.own.Reserved && time.Since(s.own.Renewed) > s.own.TTL:
 		return false, "lease expired while etcd was out of reach, so another host may have the subnet by now: " + s.etcd.Error()
 	}
-	reason := fmt.Sprintf("%s, %d peers", s.own.Lease.Key(), len(s.plan.State().Routes))
+	reason := fmt.Sprintf("%s, %d peers", s.own.Lease.Key(), s.plan.Peers())
 	if s.etcd != nil {
 		reason += "; etcd out of reach, the network stays as it is: " + s.etcd.Error()
 	}

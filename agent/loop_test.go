@@ -231,14 +231,15 @@ func TestConfigChanges(t *testing.T) {
 	bubble(t, func(r *rig) {
 		r.ready()
 		r.log.take()
-		r.setConfig(`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Colour":"red"},"Shape":"round"}`)
+		r.setConfig(`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7},"Shape":"round"}`)
 		if text := r.kernel.state(); !strings.Contains(text, "link tulle.7 ") || strings.Contains(text, "tulle.1 ") {
 			r.Errorf("applied\n%s", text)
 		}
 		if want := r.store.lastWant(); !strings.Contains(want.Data.V4, `"VNI":7`) || want.Previous.V4.String() != "10.5.1.0/24" {
 			r.Errorf("wants %+v", want)
 		}
-		r.wantLog(`level=WARN msg="the network's config has keys that mean nothing here" keys="Shape, Backend.Colour"`)
+		r.wantLog(`level=INFO msg="the network's config has changed" before="{\"Network\":\"10.5.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}" now="{\"Network\":\"10.5.0.0/16\",\"Backend\":{\"Type\":\"vxlan\",\"VNI\":7},\"Shape\":\"round\"}"`,
+			`level=WARN msg="the network's config has keys that mean nothing here" keys=Shape`)
 		r.setConfig(`{"Network":"10.6.0.0/16"}`)
 		r.wantReady(false, "waiting for a lease in the network's new range 10.6.0.0/16; 10.5.1.0/24 is outside it")
 		if text := r.kernel.state(); !strings.Contains(text, "link tulle.7 ") || !strings.Contains(text, "address 10.5.1.1/24 dev docker0") {

@@ -47,7 +47,7 @@ func newMetrics(registry *prometheus.Registry, version string) *metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return factory.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 	}
-	tables := []string{"link", "address", "fdb", "neighbour", "route", "sysctl", "firewall"}
+	tables := []string{"link", "address", "fdb", "flood", "neighbour", "route", "sysctl", "tunnel", "endpoint", "peer", "hook", "firewall"}
 	paths := []string{"overlay", "underlay"}
 	m := &metrics{
 		passes: counters("tulle_passes_total", "Passes of the loop, by what they compared with the plan: everything, what no peer has a part in (host), the firewall, or nothing beside the changes.", "scope"),
@@ -113,7 +113,7 @@ func (m *metrics) state(s *state) {
 	if s.plan == nil {
 		return
 	}
-	m.peers.programmed.Store(int64(len(s.plan.State().Routes)))
+	m.peers.programmed.Store(int64(s.plan.Peers()))
 	m.reject(s.plan.Reasons())
 }
 
@@ -159,6 +159,53 @@ func (p *peerStates) Collect(series chan<- prometheus.Metric) {
 	}
 	for state, n := range map[api.State]int{api.Reachable: reachable, api.Unreachable: unreachable, api.Unknown: max(0, total-reachable-unreachable)} {
 		series <- prometheus.MustNewConstMetric(p.desc, prometheus.GaugeValue, float64(n), string(state))
+	}
+}
+
+// Carried is what this process has carried by itself since it started, and what it has not, in packets of the overlay: only with a
+// backend that asks for it.
+type Carried struct {
+	Sent, Received Traffic
+	Dropped        map[string]uint64 // packets, by reason
+}
+
+// Traffic is what passed in one direction.
+type Traffic struct{ Packets, Bytes uint64 }
+
+// carriedSeries tells what was carried when it is asked.
+type carriedSeries struct {
+	packets, bytes, dropped *prometheus.Desc
+	now                     func() Carried
+}
+
+// RegisterCarried registers metrics of what this process carries by itself.
+func RegisterCarried(registry *prometheus.Registry, now func() Carried) {
+	registry.MustRegister(&carriedSeries{now: now,
+		packets: prometheus.NewDesc("tulle_carried_packets_total", "The overlay's packets that the agent carried by itself, by direction.", []string{"direction"}, nil),
+		bytes:   prometheus.NewDesc("tulle_carried_bytes_total", "Their bytes, inside the tunnel, by direction.", []string{"direction"}, nil),
+		dropped: prometheus.NewDesc("tulle_carried_dropped_total", "The overlay's packets that the agent dropped, by reason.", []string{"reason"}, nil),
+	})
+}
+
+// Describe is prometheus.Collector's.
+func (s *carriedSeries) Describe(descs chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{s.packets, s.bytes, s.dropped} {
+		descs <- d
+	}
+}
+
+// Collect is prometheus.Collector's.
+func (s *carriedSeries) Collect(series chan<- prometheus.Metric) {
+	count := func(d *prometheus.Desc, n uint64, label string) {
+		series <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
+	}
+	c := s.now()
+	for direction, t := range map[string]Traffic{"sent": c.Sent, "received": c.Received} {
+		count(s.packets, t.Packets, direction)
+		count(s.bytes, t.Bytes, direction)
+	}
+	for reason, n := range c.Dropped {
+		count(s.dropped, n, reason)
 	}
 }
 

@@ -32,6 +32,9 @@ func full(operations ...string) (*prometheus.Registry, *metrics) {
 		Links: backend.Delta[string, backend.Link]{Del: map[string]backend.Link{"a": {}}}, Addrs: backend.Delta[backend.Addr, struct{}]{Del: map[backend.Addr]struct{}{{}: {}}},
 		FDB: backend.Delta[backend.FDBKey, netip.Addr]{Del: map[backend.FDBKey]netip.Addr{{}: {}}}, Neighbours: backend.Delta[backend.NeighbourKey, backend.MAC]{Del: map[backend.NeighbourKey]backend.MAC{{}: {}}},
 		Routes: backend.Delta[netip.Prefix, backend.Route]{Del: map[netip.Prefix]backend.Route{{}: {}}}, Sysctls: backend.Delta[string, string]{Set: map[string]string{"a": ""}},
+		Floods: backend.Delta[backend.Flood, struct{}]{Del: map[backend.Flood]struct{}{{}: {}}}, Tunnels: backend.Delta[string, backend.Tunnel]{Del: map[string]backend.Tunnel{"a": {}}},
+		Endpoints: backend.Delta[backend.EndpointKey, netip.AddrPort]{Del: map[backend.EndpointKey]netip.AddrPort{{}: {}}}, Peers: backend.Delta[backend.PeerKey, backend.Peer]{Del: map[backend.PeerKey]backend.Peer{{}: {}}},
+		Hooks: backend.Delta[string, subnet.Lease]{Del: map[string]subnet.Lease{"a": {}}},
 	}}.count()
 	m.changed(count)
 	m.pass(atHost, time.Second, &backend.Failure{Count: count, Err: errors.New("no room")})
@@ -40,7 +43,7 @@ func full(operations ...string) (*prometheus.Registry, *metrics) {
 	}
 	reasons := map[subnet.Reason]int{}
 	for i, r := range []subnet.Reason{subnet.BadKey, subnet.BadValue, subnet.BadAddress, subnet.OutOfNetwork, subnet.OnUnderlay, subnet.Overlap,
-		subnet.Conflict, subnet.OwnAddress, subnet.BadMAC, subnet.WrongVNI, subnet.WrongBackend} {
+		subnet.Conflict, subnet.OwnAddress, subnet.BadMAC, subnet.WrongVNI, subnet.NotOnLink, subnet.WrongBackend} {
 		reasons[r] = i + 1
 	}
 	m.reject(reasons)
@@ -52,6 +55,9 @@ func full(operations ...string) (*prometheus.Registry, *metrics) {
 	registry.MustRegister(newPeerSeries(func() api.Peers {
 		return api.Peers{Peers: []api.Peer{{Key: "10.5.2.0-24", State: api.Reachable, Overlay: probe, Underlay: probe}, {Key: "10.5.3.0-24", State: api.Unreachable}}}
 	}))
+	RegisterCarried(registry, func() Carried {
+		return Carried{Traffic{3, 300}, Traffic{4, 400}, map[string]uint64{"no-peer": 1, "spoofed": 2, "not-ip": 0, "refused": 0}}
+	})
 	store := NewStoreMetrics(registry)
 	for _, operation := range operations {
 		store.Request(operation, time.Millisecond, nil)
@@ -175,6 +181,7 @@ func TestMetricValues(t *testing.T) {
 		"tulle_pass_errors_total": 2, "tulle_change_errors_total route": 6, "tulle_change_errors_total firewall": 1, "tulle_passes_total firewall": 2,
 		"tulle_peers reachable": 5, "tulle_peers unreachable": 2, "tulle_peers unknown": 3,
 		"tulle_probes_total overlay": 2, "tulle_probes_lost_total overlay": 1, "tulle_probe_round_trip_seconds overlay": 1,
+		"tulle_carried_packets_total sent": 3, "tulle_carried_bytes_total received": 400, "tulle_carried_dropped_total spoofed": 2,
 		"tulle_peer_reachable 10.5.2.0-24": 1, "tulle_peer_reachable 10.5.3.0-24": 0, "tulle_peer_round_trip_seconds underlay 10.5.2.0-24": 0.001,
 	} {
 		if v, ok := got[name]; !ok || v != want {
@@ -229,7 +236,7 @@ func TestPeerMetrics(t *testing.T) {
 	r := newRig(t, "")
 	r.agent.config.PerPeer = true
 	registry := prometheus.NewRegistry()
-	New(r.agent.config, r.store, r.kernel, r.firewall, registry, r.agent.log)
+	New(r.agent.config, r.store, r.kernel, r.firewall, nil, registry, r.agent.log)
 	if err := registry.Register(newPeerSeries(r.agent.Peers)); !errors.As(err, &prometheus.AlreadyRegisteredError{}) {
 		t.Errorf("the peers' series are not registered: %v", err)
 	}

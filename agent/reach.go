@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/tulle-net/tulle/agent/api"
@@ -30,21 +31,32 @@ func (a *Agent) aim(anew bool, changed map[string]subnet.Entry) {
 	if a.prober == nil || plan == nil {
 		return
 	}
+	h := plan.Host()
+	a.prober.SetSelf(h.Self.Key(), probe.Target{Overlay: a.state.inside(), Underlay: h.Underlay.Local.V4})
 	if !anew {
 		for key := range changed {
 			a.aimAt(key)
 		}
 		return
 	}
-	h := plan.Host()
-	a.prober.SetSelf(h.Self.Key(), probe.Target{Overlay: backend.VTEPs(h.Self).V4, Underlay: h.Underlay.Local.V4})
 	a.prober.Reset(func(yield func(string, probe.Target) bool) {
 		for key, e := range plan.Entries() {
-			if programmed(plan, key, e) && !yield(key, target(e.Lease)) {
+			if plan.IsPeer(key, e) && !yield(key, target(plan, e.Lease)) {
 				return
 			}
 		}
 	})
+}
+
+// inside is the address inside the overlay that this host answers at and probes from; not valid if it has none: with some backends
+// it is the bridge's, which Docker may have given another.
+func (s *state) inside() netip.Addr {
+	h := s.plan.Host()
+	a := s.plan.Inside(h.Self).V4
+	if a == h.BridgeAddrs().V4.Addr() && !s.bridged {
+		return netip.Addr{}
+	}
+	return a
 }
 
 // aimAt tells the prober where the peer with this key is, or that there is none.
@@ -52,21 +64,15 @@ func (a *Agent) aimAt(key string) {
 	if a.prober == nil {
 		return
 	}
-	if e, there := a.state.plan.Entries()[key]; there && programmed(a.state.plan, key, e) {
-		a.prober.Set(key, target(e.Lease))
+	if e, there := a.state.plan.Entries()[key]; there && a.state.plan.IsPeer(key, e) {
+		a.prober.Set(key, target(a.state.plan, e.Lease))
 	} else {
 		a.prober.Drop(key)
 	}
 }
 
-// programmed reports whether a lease is that of a peer that this host sends packets to.
-func programmed(p *backend.Plan, key string, e subnet.Entry) bool {
-	_, left := p.Rejected()[key]
-	return e.Err == nil && !left && key != p.Host().Self.Key() && !(e.Reserved && e.Lease.Idle())
-}
-
-func target(l subnet.Lease) probe.Target {
-	return probe.Target{Overlay: backend.VTEPs(l).V4, Underlay: l.PublicIP.V4}
+func target(p *backend.Plan, l subnet.Lease) probe.Target {
+	return probe.Target{Overlay: p.Inside(l).V4, Underlay: l.PublicIP.V4}
 }
 
 // turned tells that a peer can or can't be reached any more; of many, how many.
@@ -78,7 +84,7 @@ func (a *Agent) turned(key string, r probe.Result) {
 	case unreachable > talkative:
 		a.say("unreachable", slog.LevelWarn, fmt.Sprintf("more than %d peers are unreachable: tulle status lists them", talkative))
 	case r.State == probe.Unreachable:
-		a.log.Warn(fmt.Sprintf("peer %s (%s) is unreachable: %s", subnetName(key), e.Lease.PublicIP.V4, whyUnreachable(r, len(a.state.plan.State().Routes))), "lease", key)
+		a.log.Warn(fmt.Sprintf("peer %s (%s) is unreachable: %s", subnetName(key), e.Lease.PublicIP.V4, whyUnreachable(r, a.state.plan.Peers(), a.state.plan.Outer(e.Lease))), "lease", key)
 	default:
 		delete(a.state.said, "unreachable")
 		a.log.Info(fmt.Sprintf("peer %s (%s) is reachable again", subnetName(key), e.Lease.PublicIP.V4), "lease", key)
@@ -86,19 +92,39 @@ func (a *Agent) turned(key string, r probe.Result) {
 }
 
 // whyUnreachable says as much as the probes tell. Which way is open is told by who was heard, and goes on being heard, later than
-// the other: by more than hosts take to probe all their peers, of which there are so many.
-func whyUnreachable(r probe.Result, peers int) string {
+// the other: by more than hosts take to probe all their peers, of which there are so many. Outer is what carries the probes.
+func whyUnreachable(r probe.Result, peers int, outer backend.Outer) string {
 	underlay, round := r.Paths[probe.Underlay], max(5, time.Duration(peers))*time.Second+2*time.Second
 	speaks := !r.HeardUs.IsZero() || r.Heard.Sub(r.Paths[probe.Overlay].Answered) > round // a flannel host answers, and says nothing
 	switch {
 	case underlay.Answered.IsZero() || underlay.Failures > 1:
 		return "it answers neither over the overlay nor over the underlay: is its host down?"
 	case speaks && r.Heard.Sub(r.HeardUs) > round:
-		return "its packets come in over the overlay, ours don't reach it: is the overlay's UDP port blocked from here to there?"
+		return fmt.Sprintf("its packets come in over the overlay, ours don't reach it: %s blocked from here to there?", are(outer))
 	case r.HeardUs.Sub(r.Heard) > round:
-		return "ours reach it over the overlay, as it says, its packets don't come in: is the overlay's UDP port blocked from there to here?"
+		return fmt.Sprintf("ours reach it over the overlay, as it says, its packets don't come in: %s blocked from there to here?", are(outer))
 	}
-	return "it answers over the underlay, but not over the overlay: is the overlay's UDP port blocked, or its agent stopped?"
+	return fmt.Sprintf("it answers over the underlay, but not over the overlay: %s blocked, or its agent stopped?", are(outer))
+}
+
+// are begins a question about what carries packets.
+func are(o backend.Outer) string {
+	if o == (backend.Outer{}) {
+		return "are " + o.String()
+	}
+	return "is " + o.String()
+}
+
+// whyUnknown says why no peer's answers are known inside the overlay; "" if they may be.
+func (s *state) whyUnknown() string {
+	own := s.plan.Host().Self
+	switch {
+	case !s.plan.Inside(own).V4.IsValid():
+		return fmt.Sprintf("the network's backend, %s, carries nothing: whether it can be reached is not probed", s.plan.Host().Config.Backend.Type)
+	case !s.inside().IsValid():
+		return fmt.Sprintf("this host has no bridge with the address %s to probe from", s.plan.Inside(own).V4)
+	}
+	return ""
 }
 
 // reached adds to a peer what its probes tell.
@@ -112,7 +138,9 @@ func (a *Agent) reached(p *api.Peer) {
 	}
 	p.State = [...]api.State{probe.Unknown: api.Unknown, probe.Reachable: api.Reachable, probe.Unreachable: api.Unreachable}[r.State]
 	if r.State == probe.Unreachable {
-		p.Why = whyUnreachable(r, len(a.state.plan.State().Routes))
+		p.Why = whyUnreachable(r, a.state.plan.Peers(), a.state.plan.Outer(a.state.entries[p.Key].Lease))
+	} else if r.State == probe.Unknown {
+		p.Why = a.state.whyUnknown()
 	}
 	p.Overlay, p.Underlay = probed(r.Paths[probe.Overlay]), probed(r.Paths[probe.Underlay])
 	if p.Overlay != nil {
@@ -129,7 +157,7 @@ func probed(r probe.PathResult) *api.Probe {
 
 // peerCount counts the peers that are programmed.
 func (a *Agent) peerCount() api.PeerCount {
-	c := api.PeerCount{Total: len(a.state.plan.State().Routes)}
+	c := api.PeerCount{Total: a.state.plan.Peers()}
 	if a.prober != nil {
 		c.Reachable, c.Unreachable, _ = a.prober.Count()
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/probe"
+	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -32,7 +33,7 @@ func TestWhyUnreachable(t *testing.T) {
 		r := probe.Result{State: probe.Unreachable, Heard: c.heard, HeardUs: c.heardUs}
 		r.Paths[probe.Overlay] = probe.PathResult{Answered: answered, Loss: 1}
 		r.Paths[probe.Underlay] = probe.PathResult{Answered: answered, Failures: c.lost}
-		if got := whyUnreachable(r, 2); !strings.Contains(got, c.want) {
+		if got := whyUnreachable(r, 2, backend.Outer{Device: "tulle.1", Kind: backend.KindVXLAN, Port: 8472}); !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
@@ -88,4 +89,59 @@ func TestTurned(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	})
+}
+
+// What is said of a peer that does not answer names what carries the packets.
+func TestWhyUnreachableByBackend(t *testing.T) {
+	t.Parallel()
+	r := probe.Result{State: probe.Unreachable}
+	r.Paths[probe.Underlay].Answered = time.Unix(1700000000, 0)
+	for _, c := range []struct {
+		outer backend.Outer
+		want  string
+	}{
+		{backend.Outer{Device: "tulle-udp", Kind: backend.KindTUN, Port: 8285}, "is UDP port 8285 blocked, or its agent stopped?"},
+		{backend.Outer{Device: "tulle-ipip", Kind: backend.KindIPIP}, "is IP protocol 4 (IPIP) blocked, or its agent stopped?"},
+		{backend.Outer{}, "are packets with containers' addresses blocked, or its agent stopped?"},
+	} {
+		if got := whyUnreachable(r, 2, c.outer); !strings.HasSuffix(got, c.want) {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
+// A host that has no address inside the overlay probes nobody there, and says why nobody is known.
+func TestNotProbed(t *testing.T) {
+	for _, c := range []struct {
+		config string
+		bridge string // that has the lease's address
+		inside string // this host's address to probe from
+		why    string
+	}{
+		{`{"Type":"alloc"}`, "docker0", "invalid IP", "alloc, carries nothing"},
+		{`{"Type":"host-gw"}`, "", "invalid IP", "no bridge with the address 10.5.1.1"},
+		{`{"Type":"host-gw"}`, "docker0", "10.5.1.1", ""},
+		{`{"Type":"ipip"}`, "", "10.5.1.0", ""},
+	} {
+		bubble(t, func(r *rig) {
+			if c.bridge == "" {
+				r.kernel.bridge = "docker0"
+			}
+			r.list(`{"Network":"10.5.0.0/16","Backend":` + c.config + `}`)
+			r.hold("10.5.1.0/24")
+			e := peer(2)
+			e.Lease.Backend, e.Lease.Data = r.store.lastWant().Backend, subnet.Pair[string]{}
+			r.put(e)
+			r.agent.mu.Lock()
+			inside := r.agent.state.inside()
+			r.agent.mu.Unlock()
+			p := r.agent.Peers().Peers
+			if len(p) != 1 || p[0].State != api.Unknown || !strings.Contains(p[0].Why, c.why) || (p[0].Why == "") != (c.why == "") || inside.String() != c.inside {
+				t.Errorf("%s: from %s, %+v; want %s, %q", c.config, inside, p, c.inside, c.why)
+			}
+			if s := r.agent.Status(); s.Peers != (api.PeerCount{Total: 1, Unknown: 1}) {
+				t.Errorf("%s: %+v", c.config, s.Peers)
+			}
+		})
+	}
 }

@@ -53,7 +53,7 @@ func newRig(t *testing.T, listen string) *rig {
 	if listen != "" { // sockets would keep a bubble's clock from moving
 		config.Socket = api.Socket(config.RunDir)
 	}
-	r.agent = New(config, r.store, r.kernel, r.firewall, r.registry, slog.New(handler))
+	r.agent = New(config, r.store, r.kernel, r.firewall, nil, r.registry, slog.New(handler))
 	return r
 }
 

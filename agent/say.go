@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -62,8 +63,16 @@ func (a *Agent) sayConfig() {
 	}
 }
 
-// setConfig is the command that stores a config.
+// sayChanged says what is new about the network's config: which is seldom, and for all hosts.
+func (a *Agent) sayChanged(before, now subnet.StoredConfig) {
+	if before.Revision != 0 && before.Text != now.Text {
+		a.log.Info("the network's config has changed", "before", backend.Redact(before.Text, "(hidden)"), "now", backend.Redact(now.Text, "(hidden)"))
+	}
+}
+
+// setConfig is the command that stores a config. What is secret of it has to be filled in: it does not work as it is.
 func (a *Agent) setConfig(text string) string {
+	text = backend.Redact(text, "(hidden)")
 	return "echo '" + strings.ReplaceAll(text, "'", `'\''`) + "' | " + a.config.SetConfig
 }
 
@@ -73,6 +82,16 @@ func backendName(c subnet.Config) string {
 		return "vxlan (the default: the config names none)"
 	}
 	return c.Backend.Type
+}
+
+// sayWireGuard says who encrypts, and with which key.
+func (a *Agent) sayWireGuard(f backend.Facts) {
+	if f.Userspace {
+		a.say("wireguard", slog.LevelInfo, "this kernel has no WireGuard: encrypting in this process")
+	} else {
+		a.say("wireguard", slog.LevelInfo, "WireGuard: in the kernel")
+	}
+	a.say("key", slog.LevelInfo, "this host's WireGuard key", "public-key", f.Key.Public())
 }
 
 func (a *Agent) sayLease(own subnet.Own) {
@@ -126,7 +145,7 @@ func difference(before, now subnet.Lease) string {
 	case before.Backend != now.Backend:
 		return fmt.Sprintf("has changed its backend from %q to %q", before.Backend, now.Backend)
 	case before.Data != now.Data:
-		return "has another VTEP"
+		return cmp.Or(map[string]string{"vxlan": "has another VTEP", "l2": "has another VNI", "wireguard": "has another key, or port"}[now.Backend], "has other data")
 	}
 	return "has renewed its key"
 }

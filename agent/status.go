@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend"
@@ -69,13 +70,14 @@ func values[T interface {
 }
 
 func network(p *backend.Plan) api.Network {
-	n := api.Network{Backend: cmp.Or(p.Host().Config.Backend.Type, "vxlan"), MTU: p.State().MTU}
+	s, o := p.State(), p.State().Outer()
+	n := api.Network{Backend: cmp.Or(p.Host().Config.Backend.Type, "vxlan"), MTU: s.MTU, Device: o.Device, Kind: string(o.Kind), VNI: s.Links[o.Device].VXLAN.VNI, Port: o.Port}
 	for _, r := range p.Host().Config.Range.All() {
 		n.Ranges = append(n.Ranges, r.Network)
 	}
-	for name, l := range p.State().Links {
-		if l.Kind == backend.KindVXLAN {
-			n.Device, n.VNI, n.Port = name, l.VXLAN.VNI, l.VXLAN.Port
+	for name, t := range p.State().Tunnels {
+		if t.Key != (backend.Secret{}) {
+			n.PublicKey, n.Userspace = t.Key.Public().String(), p.State().Links[name].Kind == backend.KindTUN
 		}
 	}
 	return n
@@ -89,11 +91,15 @@ func underlay(u backend.Underlay) api.Underlay {
 func (a *Agent) Peers() api.Peers {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := &a.state
+	s, handshakes := &a.state, a.handshakes()
 	peers := make([]api.Peer, 0, len(s.entries))
 	for key, e := range s.entries {
-		if key != s.own.Lease.Key() && !(e.Reserved && e.Lease.Idle()) {
-			peers = append(peers, a.peer(key, e))
+		if key != s.own.Lease.Key() && (!(e.Reserved && e.Lease.Idle()) || s.plan != nil && s.plan.IsPeer(key, e)) {
+			p := a.peer(key, e)
+			if at, known := handshakes[key]; known {
+				shaken(&p, at)
+			}
+			peers = append(peers, p)
 		}
 	}
 	slices.SortFunc(peers, comparePeers)
@@ -124,6 +130,16 @@ func (a *Agent) peer(key string, e subnet.Entry) api.Peer {
 	return p
 }
 
+// shaken adds to a peer when WireGuard's last handshake with it was.
+func shaken(p *api.Peer, at time.Time) {
+	utc := at.UTC()
+	p.Handshake = &utc
+	if p.State != api.Unreachable || time.Since(at) < api.SessionEnds {
+		return
+	}
+	p.Why += "; there is no WireGuard handshake with it: is its agent stopped, or has it another PSK?"
+}
+
 // comparePeers orders peers by their subnets; those without one come last.
 func comparePeers(a, b api.Peer) int {
 	if len(a.Subnets) == 0 || len(b.Subnets) == 0 {
@@ -137,14 +153,14 @@ func (a *Agent) View(address netip.Addr) api.View {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := &a.state
-	v := api.View{API: api.Version, Version: a.config.Version, Revision: s.revision, Config: s.config.Text, Options: a.options(),
+	v := api.View{API: api.Version, Version: a.config.Version, Revision: s.revision, Config: backend.Redact(s.config.Text, ""), Options: a.options(),
 		Chosen: a.config.Choice.Named(), Leases: map[string]api.StoredLease{}}
 	if s.own.Held() {
 		v.Self = api.Stored(s.own.Lease.Key(), subnet.Entry{Lease: s.own.Lease, Reserved: s.own.Reserved})
 	}
 	var rejected map[string]subnet.Reject
 	if s.plan != nil {
-		v.Underlay, rejected = s.plan.Host().Underlay, s.plan.Rejected()
+		v.Underlay, v.Userspace, rejected = s.plan.Host().Underlay, s.plan.Host().Facts.Userspace, s.plan.Rejected()
 	}
 	for key, e := range s.entries {
 		if address.IsValid() && !covers(e.Lease, address) && key != v.Self.Key {

@@ -120,6 +120,7 @@ func TestStatusJSON(t *testing.T) {
     ],
     "backend": "vxlan",
     "device": "tulle.1",
+    "kind": "vxlan",
     "vni": 1,
     "port": 8472,
     "mtu": 1450

@@ -21,7 +21,31 @@ type Host struct {
 	Config   subnet.Config
 	Self     subnet.Lease
 	Underlay Underlay
+	Facts    Facts
 	Options
+}
+
+// Announce is the lease that tells peers of h, whose subnets are to be in the range returned with it.
+func (h Host) Announce(b Backend) (subnet.Lease, subnet.Pair[subnet.Range]) {
+	l := subnet.Lease{Subnet: h.Self.Subnet}
+	l.Backend, l.Data = b.Announce(h.Underlay, h.Facts)
+	for f := range h.Config.Range.All() { // what carries a family is of the same family
+		*l.PublicIP.At(f) = h.Underlay.Public.Of(f)
+	}
+	return l, h.Config.Range
+}
+
+// Needs is what a backend must be told of this host before it can plan, beside the underlay.
+type Needs struct {
+	WireGuard bool   // Facts.Key and Facts.Userspace
+	Command   string // to be run once; what it prints is Facts.Printed
+}
+
+// Facts are the answers to Needs.
+type Facts struct {
+	Key       Secret // WireGuard's private key
+	Userspace bool   // this kernel has no WireGuard: a process of ours is to stand behind the device
+	Printed   string // by the command
 }
 
 // Options are the operator's choices for this host.
@@ -36,19 +60,26 @@ type Options struct {
 // Backend is one way to carry packets. The State is a sum: a fixed part, and a part for each peer that depends on nothing
 // but that peer.
 type Backend interface {
+	Needs() Needs
 	// Announce is what this host's lease tells its peers: the backend's type and data.
-	Announce(u Underlay) (name string, data subnet.Pair[string])
+	Announce(u Underlay, f Facts) (name string, data subnet.Pair[string])
 	// Fixed is the part of the State that depends on no peer.
 	Fixed(h Host) (State, error)
 	// Peer is the part of the State that l's host needs. Its error is a *subnet.Reject.
 	Peer(h Host, l subnet.Lease) (Part, error)
+	// Inside is where l's host itself answers to peers inside the overlay; not valid if it doesn't.
+	Inside(l subnet.Lease) subnet.Pair[netip.Addr]
 }
 
 // Part is what one peer adds to the State. It is made of slices, because there may be ten thousands, of an entry or two each.
 type Part struct {
 	FDB        []Row[FDBKey, netip.Addr]
+	Floods     []Row[Flood, struct{}]
 	Neighbours []Row[NeighbourKey, MAC]
 	Routes     []Row[netip.Prefix, Route]
+	Endpoints  []Row[EndpointKey, netip.AddrPort]
+	Peers      []Row[PeerKey, Peer]
+	Hooks      []Row[string, subnet.Lease]
 }
 
 // Row is an entry of one of a State's tables.
@@ -59,33 +90,41 @@ type Row[K, V comparable] struct {
 
 func row[K, V comparable](k K, v V) []Row[K, V] { return []Row[K, V]{{k, v}} }
 
-// New returns the backend that cfg asks for, and the keys of its Backend object that this type does not know. Its errors
-// are *subnet.ConfigError.
-func New(cfg subnet.Config) (b Backend, unknown []string, err error) {
-	if cfg.Range.V6 != (subnet.Range{}) {
-		return nil, nil, &subnet.ConfigError{Key: "EnableIPv6", Reason: "IPv6 in the overlay is not supported by this version of tulle"}
-	}
-	switch cfg.Backend.Type {
-	case "", "vxlan": // flannel's code takes a missing type for udp, its documentation says vxlan
-		return newVXLAN(cfg.Backend.Options)
-	default:
-		return nil, nil, &subnet.ConfigError{Key: "Backend.Type", Reason: fmt.Sprintf("%q is not a type that this version of tulle knows: it knows vxlan", cfg.Backend.Type)}
-	}
-}
+// types are those that New knows.
+var types = []string{"vxlan", "host-gw", "wireguard", "udp", "ipip", "l2", "alloc", "extension"}
 
-// parseOptions decodes a Backend object into v and returns the keys beside Type that are not among known, with "Backend."
-// before them.
-func parseOptions(options string, v any, known ...string) (unknown []string, err error) {
-	if options == "" {
-		return nil, nil
+// New returns the backend that cfg asks for. Its errors are *subnet.ConfigError.
+func New(cfg subnet.Config) (Backend, error) {
+	if cfg.Range.V6 != (subnet.Range{}) {
+		return nil, &subnet.ConfigError{Key: "EnableIPv6", Reason: "IPv6 in the overlay is not supported by this version of tulle"}
 	}
-	if err := subnet.DecodeObject("Backend", []byte(options), v); err != nil {
+	b, err := byType(cfg.Backend.Type, options{cfg.Backend.Options})
+	if err != nil {
 		return nil, err
 	}
-	for _, key := range subnet.UnknownKeys([]byte(options), append([]string{"Type"}, known...)) {
-		unknown = append(unknown, "Backend."+key)
+	return b, nil
+}
+
+func byType(name string, o options) (Backend, error) {
+	switch name {
+	case "", "vxlan": // flannel's code takes a missing type for udp, its documentation says vxlan
+		return newVXLAN(o)
+	case "host-gw":
+		return hostGW{}, o.read(&struct{}{})
+	case "wireguard":
+		return newWireGuard(o)
+	case "udp":
+		return newUDP(o)
+	case "ipip":
+		return newIPIP(o)
+	case "l2":
+		return newL2(o)
+	case "alloc":
+		return alloc{}, o.read(&struct{}{})
+	case "extension":
+		return newExtension(o)
 	}
-	return unknown, nil
+	return nil, &subnet.ConfigError{Key: "Backend.Type", Reason: fmt.Sprintf("%q is not a type that this version of tulle knows: it knows %s", name, strings.Join(types, ", "))}
 }
 
 // accept checks what concerns every backend: that l's subnets lie where they may.
@@ -121,13 +160,47 @@ func (h Host) accept(l subnet.Lease) error {
 	return nil
 }
 
+// carriedBy checks that l's host carries packets by the backend called name, over IPv4.
+func carriedBy(name string, l subnet.Lease) error {
+	switch {
+	case l.Backend == name:
+	case l.Backend == "":
+		return subnet.Rejectf(subnet.WrongBackend, "it names no backend (udp and alloc don't), the network's config says %s", name)
+	case name == "":
+		return subnet.Rejectf(subnet.WrongBackend, "its host runs %q, the network's config says udp or alloc", l.Backend)
+	default:
+		return subnet.Rejectf(subnet.WrongBackend, "its host runs %q, the network's config says %s", l.Backend, name)
+	}
+	if !l.Subnet.V4.IsValid() || !l.PublicIP.V4.IsValid() {
+		return subnet.Rejectf(subnet.BadAddress, "no IPv4 subnet or no public IPv4 address")
+	}
+	return nil
+}
+
+// inner returns what MTU is left inside a tunnel with an overhead, in bytes, on the underlay or, if that isn't 0, on what is
+// configured of it.
+func (h Host) inner(configured, overhead int, tunnel string) (int, error) {
+	u := h.Underlay
+	if !u.Local.V4.IsValid() {
+		return 0, fmt.Errorf("device %s has no IPv4 address, which this network's leases need: choose another with --iface", u.Device)
+	}
+	mtu := u.MTU
+	if configured != 0 {
+		mtu = configured
+	}
+	if mtu -= overhead; mtu < minMTU {
+		return 0, fmt.Errorf("device %s has MTU %d, which leaves %d inside %s, less than %d: raise it, or choose another with --iface", u.Device, u.MTU, mtu, tunnel, minMTU)
+	}
+	return mtu, nil
+}
+
 // common is the part of the State that every backend with containers behind a bridge has.
 func (h Host) common(mtu int) State {
 	s := NewState()
-	s.MTU = mtu
+	s.MTU, s.Underlay = mtu, h.Underlay.Device
 	for f, p := range h.Self.Subnet.All() {
 		if h.Bridge != "" {
-			s.Addrs[Addr{h.Bridge, BridgeAddrs(h.Self).Of(f)}] = struct{}{}
+			s.Addrs[Addr{h.Bridge, h.BridgeAddrs().Of(f)}] = struct{}{}
 		}
 		s.Sysctls[forwarding(f)] = "1"
 		*s.Firewall.Subnet.At(f) = p
@@ -148,25 +221,38 @@ func forwarding(f subnet.Family) string {
 	return "net.ipv6.conf.all.forwarding"
 }
 
-// BridgeAddrs are the addresses that containers use as their gateway: the first of each of the lease's subnets.
-func BridgeAddrs(l subnet.Lease) (addrs subnet.Pair[netip.Prefix]) {
-	for f, p := range l.Subnet.All() {
-		*addrs.At(f) = netip.PrefixFrom(p.Addr().Next(), p.Bits())
+// BridgeAddrs are the addresses that containers use as their gateway: the first of each of the lease's subnets. Where all hosts
+// are one segment, their prefix is that of the network.
+func (h Host) BridgeAddrs() (addrs subnet.Pair[netip.Prefix]) {
+	for f, p := range h.Self.Subnet.All() {
+		bits := p.Bits()
+		if h.Config.Backend.Type == "l2" {
+			bits = h.Config.Range.Of(f).Network.Bits()
+		}
+		*addrs.At(f) = netip.PrefixFrom(p.Addr().Next(), bits)
 	}
 	return addrs
 }
 
-// VTEPs are the addresses of a host's overlay device: the first of each of its lease's subnets, the network's own.
-func VTEPs(l subnet.Lease) (addrs subnet.Pair[netip.Addr]) {
+// first are the first addresses of each of the lease's subnets, the networks' own: those of the overlay's device.
+func first(l subnet.Lease) (addrs subnet.Pair[netip.Addr]) {
 	for f, p := range l.Subnet.All() {
 		*addrs.At(f) = p.Addr()
 	}
 	return addrs
 }
 
+// second are the addresses of the containers' bridge.
+func second(l subnet.Lease) (addrs subnet.Pair[netip.Addr]) {
+	for f, p := range l.Subnet.All() {
+		*addrs.At(f) = p.Addr().Next()
+	}
+	return addrs
+}
+
 // CheckBridge refuses a name that a bridge of ours can't have.
 func CheckBridge(name string) error {
-	if len(name) > 15 || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, unicode.IsSpace) || name == "." || name == ".." || strings.HasPrefix(name, Prefix+".") {
+	if len(name) > 15 || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, unicode.IsSpace) || name == "." || name == ".." || strings.HasPrefix(name, Prefix+".") || strings.HasPrefix(name, Prefix+"-") {
 		return fmt.Errorf("%q can't be a bridge's name: at most 15 characters, no '/', ':', '%%' or space, and not one of tulle's own devices", name)
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // Deviation is an entry that was found not to be as wanted.
@@ -19,9 +21,16 @@ func (c Changes) Deviations() iter.Seq[Deviation] {
 		_ = c.Links.deviations("link", yield, func(name string, _ Link) string { return "link " + name }) &&
 			c.Addrs.deviations("address", yield, func(a Addr, _ struct{}) string { return fmt.Sprintf("address %s of %s", a.Prefix, a.Dev) }) &&
 			c.FDB.deviations("fdb", yield, func(k FDBKey, to netip.Addr) string { return fmt.Sprintf("forwarding entry for %s (%s)", k.MAC, to) }) &&
+			c.Floods.deviations("flood", yield, func(f Flood, _ struct{}) string { return fmt.Sprintf("flooding entry of %s for %s", f.Dev, f.Dst) }) &&
 			c.Neighbours.deviations("neighbour", yield, func(k NeighbourKey, _ MAC) string { return fmt.Sprintf("neighbour %s on %s", k.IP, k.Dev) }) &&
 			c.Routes.deviations("route", yield, func(p netip.Prefix, _ Route) string { return fmt.Sprintf("route to %s", p) }) &&
-			c.Sysctls.deviations("sysctl", yield, func(name, _ string) string { return "sysctl " + name })
+			c.Sysctls.deviations("sysctl", yield, func(name, _ string) string { return "sysctl " + name }) &&
+			c.Tunnels.deviations("tunnel", yield, func(name string, _ Tunnel) string { return "tunnel " + name }) &&
+			c.Endpoints.deviations("endpoint", yield, func(k EndpointKey, _ netip.AddrPort) string {
+				return fmt.Sprintf("endpoint of %s on %s", k.Prefix, k.Dev)
+			}) &&
+			c.Peers.deviations("peer", yield, func(k PeerKey, p Peer) string { return fmt.Sprintf("peer %s (%s) of %s", k.Key, p.Endpoint, k.Dev) }) &&
+			c.Hooks.deviations("hook", yield, func(key string, _ subnet.Lease) string { return "extension's peer " + key })
 	}
 }
 

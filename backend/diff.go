@@ -3,6 +3,8 @@ package backend
 import (
 	"maps"
 	"net/netip"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // Delta is what to do to one table: entries to set (to add, or to change), and entries to delete as they are now.
@@ -19,17 +21,36 @@ type Changes struct {
 	Links      Delta[string, Link]
 	Addrs      Delta[Addr, struct{}]
 	FDB        Delta[FDBKey, netip.Addr]
+	Floods     Delta[Flood, struct{}]
 	Neighbours Delta[NeighbourKey, MAC]
 	Routes     Delta[netip.Prefix, Route]
 	Sysctls    Delta[string, string] // set only: nobody owns a sysctl
+	Tunnels    Delta[string, Tunnel]
+	Endpoints  Delta[EndpointKey, netip.AddrPort]
+	Peers      Delta[PeerKey, Peer]
+	Hooks      Delta[string, subnet.Lease]
 }
 
-// Diff returns the changes that lead from have to want. The firewall isn't part of it: who applies it compares it.
+// Join adds what others changed: others put other tables in force than c does.
+func (c Changes) Join(o Changes) Changes {
+	return Changes{c.Links.join(o.Links), c.Addrs.join(o.Addrs), c.FDB.join(o.FDB), c.Floods.join(o.Floods), c.Neighbours.join(o.Neighbours),
+		c.Routes.join(o.Routes), c.Sysctls.join(o.Sysctls), c.Tunnels.join(o.Tunnels), c.Endpoints.join(o.Endpoints), c.Peers.join(o.Peers), c.Hooks.join(o.Hooks)}
+}
+
+func (d Delta[K, V]) join(o Delta[K, V]) Delta[K, V] {
+	if d.Len() == 0 {
+		return o
+	}
+	return d
+}
+
+// Diff returns the changes of the kernel's tables that lead from have to want. What isn't part of it is compared by who applies it.
 func Diff(have, want State) Changes {
 	return Changes{
 		Links:      diff(have.Links, want.Links),
 		Addrs:      diff(have.Addrs, want.Addrs),
 		FDB:        diff(have.FDB, want.FDB),
+		Floods:     diff(have.Floods, want.Floods),
 		Neighbours: diff(have.Neighbours, want.Neighbours),
 		Routes:     diff(have.Routes, want.Routes),
 		Sysctls:    Delta[string, string]{Set: diff(have.Sysctls, want.Sysctls).Set},
@@ -91,7 +112,8 @@ func (c *Comparison[K, V]) Whole() bool { return !c.glance || c.same+len(c.Set) 
 // Count is the number of changed entries by table, the unchanged tables left out.
 func (c Changes) Count() map[string]int {
 	count := map[string]int{"link": c.Links.Len(), "address": c.Addrs.Len(), "fdb": c.FDB.Len(),
-		"neighbour": c.Neighbours.Len(), "route": c.Routes.Len(), "sysctl": c.Sysctls.Len()}
+		"flood": c.Floods.Len(), "neighbour": c.Neighbours.Len(), "route": c.Routes.Len(), "sysctl": c.Sysctls.Len(),
+		"tunnel": c.Tunnels.Len(), "endpoint": c.Endpoints.Len(), "peer": c.Peers.Len(), "hook": c.Hooks.Len()}
 	for table, n := range count {
 		if n == 0 {
 			delete(count, table)

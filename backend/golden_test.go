@@ -110,7 +110,7 @@ func mustConfig(t testing.TB, text string) subnet.Config {
 
 func mustBackend(t testing.TB, cfg subnet.Config) Backend {
 	t.Helper()
-	b, _, err := New(cfg)
+	b, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,6 +143,12 @@ func parseHost(t *testing.T, cfg subnet.Config, text string) Host {
 			*h.Self.Subnet.At(subnet.FamilyOf(p.Addr())) = p
 		case "bridge":
 			h.Bridge = value
+		case "key":
+			var k Key
+			k, err = ParseKey(value)
+			h.Facts.Key = Secret(k)
+		case "userspace":
+			h.Facts.Userspace = true
 		case "masquerade":
 			h.Masquerade = true
 		case "forward":

@@ -3,6 +3,7 @@ package backend
 import (
 	"cmp"
 	"errors"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -25,9 +26,16 @@ type Plan struct {
 	youngest birth                    // of all that entries ever held
 	gone     int                      // deleted from entries since it was made
 
+	untyped bool // this backend's leases don't name it, so that a host's can't be told from a reservation for it
+	peers   int  // accepted
+
 	fdb        sum[FDBKey, netip.Addr]
+	floods     sum[Flood, struct{}]
 	neighbours sum[NeighbourKey, MAC]
 	routes     sum[netip.Prefix, Route]
+	endpoints  sum[EndpointKey, netip.AddrPort]
+	wireguard  sum[PeerKey, Peer]
+	hooks      sum[string, subnet.Lease]
 	inside     map[netip.Prefix][]claim // what lies inside one of the network's subnets, by that subnet
 }
 
@@ -37,13 +45,23 @@ func NewPlan(b Backend, h Host, entries map[string]subnet.Entry) (*Plan, error) 
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{backend: b, host: h, fixed: fixed, entries: entries,
-		fdb: newSum[FDBKey, netip.Addr](), neighbours: newSum[NeighbourKey, MAC](), routes: newSum[netip.Prefix, Route]()}
+	own, _ := h.Announce(b)
+	p := &Plan{backend: b, host: h, fixed: fixed, entries: entries, untyped: own.Backend == ""}
 	p.build() // a full compare finds by itself what that changes
-	p.fdb.watch()
-	p.neighbours.watch()
-	p.routes.watch()
+	for _, t := range p.tables() {
+		t.watch()
+	}
 	return p, nil
+}
+
+// table is a sum, whatever it is of.
+type table interface {
+	clear()
+	watch()
+}
+
+func (p *Plan) tables() []table {
+	return []table{&p.fdb, &p.floods, &p.neighbours, &p.routes, &p.endpoints, &p.wireguard, &p.hooks}
 }
 
 // Entries are the leases that the Plan was made from, by key. They are the Plan's: read only.
@@ -61,8 +79,31 @@ func (p *Plan) Host() Host { return p.host }
 // State is the whole desired State. Its tables are the Plan's: read only.
 func (p *Plan) State() State {
 	s := p.fixed
-	s.FDB, s.Neighbours, s.Routes = p.fdb.total, p.neighbours.total, p.routes.total
+	s.FDB, s.Floods, s.Neighbours, s.Routes = p.fdb.total, p.floods.total, p.neighbours.total, p.routes.total
+	s.Endpoints, s.Peers, s.Hooks = p.endpoints.total, p.wireguard.total, p.hooks.total
 	return s
+}
+
+// Announce is the lease that tells peers of this host, and the range that its subnets are in.
+func (p *Plan) Announce() (subnet.Lease, subnet.Pair[subnet.Range]) {
+	return p.host.Announce(p.backend)
+}
+
+// Peers is how many peers the Plan has.
+func (p *Plan) Peers() int { return p.peers }
+
+// Inside is where a lease's host itself answers inside the overlay, this host, too; not valid if the backend has no such address.
+func (p *Plan) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return p.backend.Inside(l) }
+
+// IsPeer reports whether the entry stored under key is that of another host, and not left out.
+func (p *Plan) IsPeer(key string, e subnet.Entry) bool {
+	_, left := p.rejected[key]
+	return !left && e.Err == nil && p.others(key, e)
+}
+
+// others reports whether an entry is another host's lease: not our own, and no reservation that its host has not come for yet.
+func (p *Plan) others(key string, e subnet.Entry) bool {
+	return e.Lease != (subnet.Lease{}) && key != p.host.Self.Key() && (!e.Reserved || !e.Lease.Idle() || p.untyped)
 }
 
 // Update takes changed leases into the Plan, the zero Entry for one that is gone, and returns what that changes in the
@@ -107,9 +148,10 @@ func (p *Plan) replace(key string, e subnet.Entry) bool {
 
 // build sums all parts from nothing, the oldest lease first.
 func (p *Plan) build() {
-	p.fdb.clear()
-	p.neighbours.clear()
-	p.routes.clear()
+	for _, t := range p.tables() {
+		t.clear()
+	}
+	p.peers = 0
 	p.rejected, p.reasons, p.rivals, p.inside = map[string]subnet.Reject{}, map[subnet.Reason]int{}, map[string]bool{}, map[netip.Prefix][]claim{}
 	for _, key := range byAge(p.entries) {
 		p.add(key, p.entries[key])
@@ -117,7 +159,8 @@ func (p *Plan) build() {
 }
 
 func (p *Plan) changes() Changes {
-	return Changes{FDB: p.fdb.delta(), Neighbours: p.neighbours.delta(), Routes: p.routes.delta()}
+	return Changes{FDB: p.fdb.delta(), Floods: p.floods.delta(), Neighbours: p.neighbours.delta(), Routes: p.routes.delta(),
+		Endpoints: p.endpoints.delta(), Peers: p.wireguard.delta(), Hooks: p.hooks.delta()}
 }
 
 // part is what the lease stored under key adds to the State; nothing if it isn't a peer's.
@@ -125,7 +168,7 @@ func (p *Plan) part(key string, e subnet.Entry) (Part, error) {
 	if e.Err != nil {
 		return Part{}, e.Err
 	}
-	if e.Lease == (subnet.Lease{}) || key == p.host.Self.Key() || e.Reserved && e.Lease.Idle() {
+	if !p.others(key, e) {
 		return Part{}, nil
 	}
 	return p.backend.Peer(p.host, e.Lease)
@@ -152,8 +195,15 @@ func (p *Plan) add(key string, e subnet.Entry) (inOrder bool) {
 	}
 	p.claim(part, e.Lease)
 	p.fdb.add(part.FDB)
+	p.floods.add(part.Floods)
 	p.neighbours.add(part.Neighbours)
 	p.routes.add(part.Routes)
+	p.endpoints.add(part.Endpoints)
+	p.wireguard.add(part.Peers)
+	p.hooks.add(part.Hooks)
+	if p.others(key, e) {
+		p.peers++
+	}
 	return inOrder
 }
 
@@ -163,8 +213,15 @@ func (p *Plan) remove(key string, e subnet.Entry) (inOrder bool) {
 	part, _ := p.part(key, e)
 	p.unclaim(part, e.Lease)
 	p.fdb.remove(part.FDB)
+	p.floods.remove(part.Floods)
 	p.neighbours.remove(part.Neighbours)
 	p.routes.remove(part.Routes)
+	p.endpoints.remove(part.Endpoints)
+	p.wireguard.remove(part.Peers)
+	p.hooks.remove(part.Hooks)
+	if p.others(key, e) {
+		p.peers--
+	}
 	return p.settled(part, e.Lease)
 }
 
@@ -182,14 +239,14 @@ func (p *Plan) settled(part Part, l subnet.Lease) bool {
 
 // clash reports whether two leases may be rivals: it looks at the two alone, and rather finds too much than too little.
 func clash(a, b Part, la, lb subnet.Lease) bool {
-	for _, ra := range a.Routes {
-		for _, rb := range b.Routes {
-			if ra.Key.Overlaps(rb.Key) || covers(ra.Key, lb) || covers(rb.Key, la) {
+	for _, pa := range la.Subnet.All() {
+		for _, pb := range lb.Subnet.All() {
+			if pa.Overlaps(pb) || covers(pa, lb) || covers(pb, la) {
 				return true
 			}
 		}
 	}
-	return differ(a.FDB, b.FDB) || differ(a.Neighbours, b.Neighbours)
+	return differ(a.FDB, b.FDB) || differ(a.Neighbours, b.Neighbours) || differ(a.Peers, b.Peers)
 }
 
 // covers reports whether a lease's host has its public address inside a subnet.
@@ -214,16 +271,37 @@ type claim struct {
 	host   bool
 }
 
+// prefixes yields what a part sends to its peer, and whether by a route.
+func (p Part) prefixes() iter.Seq2[netip.Prefix, bool] {
+	return func(yield func(netip.Prefix, bool) bool) {
+		for _, r := range p.Routes {
+			if !yield(r.Key, true) {
+				return
+			}
+		}
+		for _, r := range p.Hooks {
+			for _, prefix := range r.Value.Subnet.All() {
+				if !yield(prefix, false) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// carried reports whether p sends anything to its peer by the peer's subnets.
+func (p Part) carried() bool { return len(p.Routes)+len(p.Hooks) > 0 }
+
 // claims are those of an accepted lease.
 func (p *Plan) claims(part Part, l subnet.Lease) (claims []claim) {
-	for _, r := range part.Routes {
-		if within, ok := p.within(r.Key); ok && within != r.Key {
-			claims = append(claims, claim{prefix: r.Key})
+	for prefix, routed := range part.prefixes() {
+		if within, ok := p.within(prefix); ok && (within != prefix || !routed) {
+			claims = append(claims, claim{prefix: prefix})
 		}
 	}
 	for _, a := range l.PublicIP.All() {
 		host := netip.PrefixFrom(a, a.BitLen())
-		if _, ok := p.within(host); ok && len(part.Routes) > 0 {
+		if _, ok := p.within(host); ok && part.carried() {
 			claims = append(claims, claim{host, true})
 		}
 	}
@@ -275,17 +353,17 @@ func (p *Plan) overlapping(q netip.Prefix) (found claim, ok bool) {
 
 // rival returns why part, l's, can't stand beside what the Plan holds already.
 func (p *Plan) rival(part Part, l subnet.Lease) error {
-	for _, r := range part.Routes {
-		switch other, ok := p.overlapping(r.Key); {
+	for prefix := range part.prefixes() {
+		switch other, ok := p.overlapping(prefix); {
 		case ok && other.host:
-			return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, another host's public address", r.Key, other.prefix.Addr())
+			return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, another host's public address", prefix, other.prefix.Addr())
 		case ok:
-			return subnet.Rejectf(subnet.Overlap, "%s overlaps %s, which an older lease holds", r.Key, other.prefix)
+			return subnet.Rejectf(subnet.Overlap, "%s overlaps %s, which an older lease holds", prefix, other.prefix)
 		}
 	}
 	for _, a := range l.PublicIP.All() {
 		other, ok := p.overlapping(netip.PrefixFrom(a, a.BitLen()))
-		if ok && !other.host && len(part.Routes) > 0 {
+		if ok && !other.host && part.carried() {
 			return subnet.Rejectf(subnet.BadAddress, "public address %s lies inside the overlay, in %s", a, other.prefix)
 		}
 	}
@@ -297,6 +375,11 @@ func (p *Plan) rival(part Part, l subnet.Lease) error {
 	for _, r := range part.Neighbours {
 		if other, ok := p.neighbours.total[r.Key]; ok && other != r.Value {
 			return subnet.Rejectf(subnet.Conflict, "VTEP address %s already has MAC %s", r.Key.IP, other)
+		}
+	}
+	for _, r := range part.Peers {
+		if other, ok := p.wireguard.total[r.Key]; ok && other != r.Value {
+			return subnet.Rejectf(subnet.Conflict, "public key %s is already in use at %s", r.Key.Key, other.Endpoint)
 		}
 	}
 	return nil
@@ -339,10 +422,6 @@ type was[V comparable] struct {
 	present bool
 }
 
-func newSum[K, V comparable]() sum[K, V] {
-	return sum[K, V]{total: map[K]V{}, extra: map[K]int{}}
-}
-
 // watch begins what delta returns. A map made anew, because one that was cleared keeps the room of the most it ever held.
 func (s *sum[K, V]) watch() { s.before = map[K]was[V]{} }
 
@@ -380,7 +459,11 @@ func (s *sum[K, V]) remove(part []Row[K, V]) {
 	}
 }
 
+// clear takes all parts out; a sum must be cleared before it is first used.
 func (s *sum[K, V]) clear() {
+	if s.total == nil {
+		s.total, s.extra = map[K]V{}, map[K]int{}
+	}
 	for k := range s.total {
 		s.touch(k)
 	}

@@ -4,13 +4,8 @@
 package backend
 
 import (
-	"cmp"
-	"fmt"
-	"maps"
 	"net"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -21,11 +16,20 @@ type State struct {
 	Links      map[string]Link // by device name
 	Addrs      map[Addr]struct{}
 	FDB        map[FDBKey]netip.Addr // to the underlay address that a MAC lives behind
+	Floods     map[Flood]struct{}
 	Neighbours map[NeighbourKey]MAC
 	Routes     map[netip.Prefix]Route // main table
 	Sysctls    map[string]string      // by their name, as in net.ipv4.ip_forward
 	Firewall   Firewall
-	MTU        int // of the overlay, bytes: what containers should have
+	MTU        int    // of the overlay, bytes: what containers should have
+	Underlay   string // device that the overlay's packets leave by
+
+	// What is put in force by others than the kernel's tables:
+	Tunnels   map[string]Tunnel // by device name, which is among Links
+	Endpoints map[EndpointKey]netip.AddrPort
+	Peers     map[PeerKey]Peer
+	Extension Extension
+	Hooks     map[string]subnet.Lease // the peers that Extension's commands are to have been told of, by key
 }
 
 // MAC is an Ethernet address.
@@ -42,17 +46,31 @@ type Kind string
 
 // The kinds of links that are made.
 const (
-	KindVXLAN  Kind = "vxlan"
-	KindBridge Kind = "bridge"
+	KindVXLAN     Kind = "vxlan"
+	KindBridge    Kind = "bridge"
+	KindIPIP      Kind = "ipip"
+	KindWireGuard Kind = "wireguard"
+	KindTUN       Kind = "tun" // this process stands behind it
 )
 
 // Link is a device that must exist and be up.
 type Link struct {
-	Kind  Kind
-	MAC   MAC
-	MTU   int   // bytes
-	VXLAN VXLAN // if Kind is KindVXLAN
-	Down  bool  // never wanted; observed of a link that somebody set down
+	Kind     Kind
+	MAC      MAC    // zero for a device that isn't Ethernet
+	MTU      int    // bytes
+	VXLAN    VXLAN  // if Kind is KindVXLAN
+	IPIP     IPIP   // if Kind is KindIPIP
+	Master   string // bridge that it is a port of; "" for none
+	Suppress bool   // as a port: ARP requests that the bridge can answer don't leave by it (BR_NEIGH_SUPPRESS, Linux ≥ 4.15)
+	Down     bool   // never wanted; observed of a link that somebody set down
+}
+
+// Parent is the underlay device that l is bound to; "" for none.
+func (l Link) Parent() string {
+	if l.Kind == KindIPIP {
+		return l.IPIP.Parent
+	}
+	return l.VXLAN.Parent
 }
 
 // VXLAN is what makes a VXLAN device (RFC 7348). Of these, only Local and Parent can be changed later (vxlan_changelink,
@@ -64,6 +82,54 @@ type VXLAN struct {
 	Parent   string     // underlay device
 	Learning bool
 	GBP      bool // group policy extension
+}
+
+// IPIP is what makes an IPIP device (RFC 2003) that has no remote end of its own: a route's gateway is where its packets go.
+type IPIP struct {
+	Local  netip.Addr // outer source
+	Parent string     // underlay device
+}
+
+// Tunnel is a device's own end of an encapsulation in UDP that the kernel's tables don't tell of.
+type Tunnel struct {
+	Port  uint16     // UDP, local
+	Local netip.Addr // outer source; not valid for any
+	Key   Secret     // WireGuard's private key; zero for a tunnel that is not encrypted
+}
+
+// EndpointKey is a range of inner addresses that a userspace tunnel carries to one endpoint.
+type EndpointKey struct {
+	Dev    string
+	Prefix netip.Prefix
+}
+
+// PeerKey is a WireGuard peer: WireGuard knows peers by their public key.
+type PeerKey struct {
+	Dev string
+	Key Key
+}
+
+// Peer is what a WireGuard device knows of a peer.
+type Peer struct {
+	Endpoint  netip.AddrPort
+	Allowed   subnet.Pair[netip.Prefix] // inner addresses that are sent to it, and that it may send from
+	PSK       Secret                    // zero for none
+	Keepalive int                       // seconds; 0 for none
+}
+
+// Extension is an operator's own way to carry packets: commands for sh -c, "" for those that there are none of. The zero
+// Extension asks for nothing.
+type Extension struct {
+	PostStartup, SubnetAdd, SubnetRemove, Shutdown string
+
+	Network subnet.Pair[netip.Prefix] // for the commands' environment, as is Self
+	Self    subnet.Lease
+}
+
+// Flood is a remote VTEP that a VXLAN device sends a copy to of what it knows no VTEP for: broadcast, multicast and unknown unicast.
+type Flood struct {
+	Dev string
+	Dst netip.Addr
 }
 
 // Addr is an address on a device, with its prefix length.
@@ -86,7 +152,7 @@ type NeighbourKey struct {
 
 // Route is where packets to a prefix go. OnLink means that Via counts as reachable on Dev though no address says so.
 type Route struct {
-	Via    netip.Addr
+	Via    netip.Addr // not valid where the device alone says where to
 	Dev    string
 	OnLink bool
 }
@@ -105,100 +171,7 @@ type Firewall struct {
 func NewState() State {
 	return State{
 		Links: map[string]Link{}, Addrs: map[Addr]struct{}{}, FDB: map[FDBKey]netip.Addr{},
-		Neighbours: map[NeighbourKey]MAC{}, Routes: map[netip.Prefix]Route{}, Sysctls: map[string]string{},
-	}
-}
-
-// String prints the State the way a network engineer would type it, one object a line, in dependency order.
-func (s State) String() string {
-	var b strings.Builder
-	for name, l := range sorted(s.Links, strings.Compare) {
-		fmt.Fprintf(&b, "link %s %s\n", name, l)
-	}
-	for a := range sorted(s.Addrs, Addr.compare) {
-		fmt.Fprintf(&b, "address %s dev %s\n", a.Prefix, a.Dev)
-	}
-	for k, dst := range sorted(s.FDB, FDBKey.compare) {
-		fmt.Fprintf(&b, "fdb %s dev %s dst %s\n", k.MAC, k.Dev, dst)
-	}
-	for k, mac := range sorted(s.Neighbours, NeighbourKey.compare) {
-		fmt.Fprintf(&b, "neighbour %s lladdr %s dev %s\n", k.IP, mac, k.Dev)
-	}
-	for dst, r := range sorted(s.Routes, netip.Prefix.Compare) {
-		fmt.Fprintf(&b, "route %s %s\n", dst, r)
-	}
-	for name, value := range sorted(s.Sysctls, strings.Compare) {
-		fmt.Fprintf(&b, "sysctl %s=%s\n", name, value)
-	}
-	b.WriteString(s.Firewall.String())
-	return b.String()
-}
-
-func (l Link) String() string {
-	if l.Kind != KindVXLAN {
-		return fmt.Sprintf("type %s mtu %d address %s", l.Kind, l.MTU, l.MAC)
-	}
-	v, learning := l.VXLAN, "nolearning"
-	if v.Learning {
-		learning = "learning"
-	}
-	text := fmt.Sprintf("type vxlan id %d local %s dev %s dstport %d %s mtu %d address %s", v.VNI, v.Local, v.Parent, v.Port, learning, l.MTU, l.MAC)
-	if v.GBP {
-		text += " gbp"
-	}
-	return text
-}
-
-func (r Route) String() string {
-	text := fmt.Sprintf("via %s dev %s", r.Via, r.Dev)
-	if r.OnLink {
-		text += " onlink"
-	}
-	return text
-}
-
-func (f Firewall) String() string {
-	var b strings.Builder
-	for family, network := range f.Network.All() {
-		if f.Masquerade {
-			fmt.Fprintf(&b, "masquerade %s, but not between %s and %s\n", network, f.Subnet.Of(family), network)
-		}
-		if f.Forward {
-			fmt.Fprintf(&b, "forward %s\n", network)
-		}
-		if f.Forward && f.Bridge != "" {
-			tunnel := "any device"
-			if f.Tunnel != "" {
-				tunnel = f.Tunnel
-			}
-			fmt.Fprintf(&b, "forward %s from %s to %s on %s, past Docker\n", network, tunnel, f.Subnet.Of(family), f.Bridge)
-			if f.Mark != 0 {
-				fmt.Fprintf(&b, "mark %#x what comes so\n", f.Mark)
-			}
-		}
-	}
-	return b.String()
-}
-
-func (a Addr) compare(b Addr) int {
-	return cmp.Or(strings.Compare(a.Dev, b.Dev), a.Prefix.Compare(b.Prefix))
-}
-
-func (k FDBKey) compare(o FDBKey) int {
-	return cmp.Or(strings.Compare(k.Dev, o.Dev), slices.Compare(k.MAC[:], o.MAC[:]))
-}
-
-func (k NeighbourKey) compare(o NeighbourKey) int {
-	return cmp.Or(strings.Compare(k.Dev, o.Dev), k.IP.Compare(o.IP))
-}
-
-// sorted yields m in the order of its keys.
-func sorted[K comparable, V any](m map[K]V, compare func(a, b K) int) func(yield func(K, V) bool) {
-	return func(yield func(K, V) bool) {
-		for _, k := range slices.SortedFunc(maps.Keys(m), compare) {
-			if !yield(k, m[k]) {
-				return
-			}
-		}
+		Floods: map[Flood]struct{}{}, Neighbours: map[NeighbourKey]MAC{}, Routes: map[netip.Prefix]Route{}, Sysctls: map[string]string{},
+		Tunnels: map[string]Tunnel{}, Endpoints: map[EndpointKey]netip.AddrPort{}, Peers: map[PeerKey]Peer{}, Hooks: map[string]subnet.Lease{},
 	}
 }

@@ -30,39 +30,33 @@ type vxlanData struct {
 }
 
 const (
-	maxVNI  = 1<<24 - 1
-	minMTU  = 576 // inner, bytes: what every IPv4 host must accept (RFC 791)
-	maxMTU  = 65535
-	vxlanV4 = 50 // overhead in bytes on an IPv4 underlay: IPv4 20, UDP 8, VXLAN 8, Ethernet 14
+	maxVNI      = 1<<24 - 1
+	minMTU      = 576 // inner, bytes: what every IPv4 host must accept (RFC 791)
+	maxMTU      = 65535
+	defaultPort = 8472 // Linux's default, and so flannel's; IANA's is 4789
+	vxlanV4     = 50   // overhead in bytes on an IPv4 underlay: IPv4 20, UDP 8, VXLAN 8, Ethernet 14
 )
 
-func newVXLAN(options string) (Backend, []string, error) {
+func newVXLAN(o options) (Backend, error) {
 	w := struct {
 		VNI, Port, MTU               int
 		GBP, Learning, DirectRouting bool
-	}{VNI: 1}
-	unknown, err := parseOptions(options, &w, "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting")
-	if err != nil {
-		return nil, nil, err
+	}{VNI: 1, Port: defaultPort}
+	if err := o.read(&w); err != nil {
+		return nil, err
 	}
-	if w.Port == 0 {
-		w.Port = 8472 // Linux's default, and so flannel's; IANA's is 4789
+	v, err := vxlanOf(w.VNI, w.Port, w.MTU)
+	v.GBP, v.Learning, v.DirectRouting = w.GBP, w.Learning, w.DirectRouting
+	return v, err
+}
+
+// vxlanOf checks what makes a VXLAN device.
+func vxlanOf(vni, port, mtu int) (vxlan, error) {
+	if port == 0 { // flannel writes it so where it means the default
+		port = defaultPort
 	}
-	for _, limit := range []struct {
-		key             string
-		value, min, max int
-		hint            string
-	}{
-		{"VNI", w.VNI, 1, maxVNI, ""},
-		{"Port", w.Port, 1, 65535, ""},
-		{"MTU", w.MTU, minMTU + vxlanV4, maxMTU, " (it is the underlay's MTU; leave it out to take the device's)"},
-	} {
-		if (limit.value < limit.min || limit.value > limit.max) && !(limit.key == "MTU" && limit.value == 0) {
-			return nil, nil, &subnet.ConfigError{Key: "Backend." + limit.key,
-				Reason: fmt.Sprintf("%d is not within %d and %d%s", limit.value, limit.min, limit.max, limit.hint)}
-		}
-	}
-	return vxlan{uint32(w.VNI), uint16(w.Port), w.MTU, w.GBP, w.Learning, w.DirectRouting, fmt.Sprintf("%s.%d", Prefix, w.VNI)}, unknown, nil
+	err := within(limit{"VNI", vni, 1, maxVNI, ""}, limit{"Port", port, 1, 65535, ""}, outerMTU(mtu, vxlanV4))
+	return vxlan{VNI: uint32(vni), Port: uint16(port), MTU: mtu, device: fmt.Sprintf("%s.%d", Prefix, vni)}, err
 }
 
 // mac is derived from what stays the same as long as peers have reason to send here, so that a device made again has the
@@ -79,35 +73,41 @@ func deriveMAC(facts ...string) MAC {
 	return mac
 }
 
-func (v vxlan) Announce(u Underlay) (string, subnet.Pair[string]) {
-	data, err := json.Marshal(vxlanData{v.VNI, v.mac(u).String()})
-	if err != nil {
-		panic(err) // a number and a string
-	}
-	return "vxlan", subnet.PairOf(subnet.IPv4, string(data))
+func (vxlan) Needs() Needs { return Needs{} }
+
+func (v vxlan) Announce(u Underlay, _ Facts) (string, subnet.Pair[string]) {
+	return "vxlan", dataOf(vxlanData{v.VNI, v.mac(u).String()})
 }
 
+// dataOf writes what a lease says for a backend.
+func dataOf(data any) subnet.Pair[string] {
+	text, err := json.Marshal(data)
+	if err != nil {
+		panic(err) // numbers and strings
+	}
+	return subnet.PairOf(subnet.IPv4, string(text))
+}
+
+func (vxlan) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return first(l) }
+
 func (v vxlan) Fixed(h Host) (State, error) {
-	u := h.Underlay
-	if !u.Local.V4.IsValid() {
-		return State{}, fmt.Errorf("device %s has no IPv4 address, which this network's leases need: choose another with --iface", u.Device)
-	}
-	mtu := u.MTU
-	if v.MTU != 0 {
-		mtu = v.MTU
-	}
-	mtu -= vxlanV4
-	if mtu < minMTU {
-		return State{}, fmt.Errorf("device %s has MTU %d, which leaves %d inside VXLAN, less than %d: raise it, or choose another with --iface", u.Device, u.MTU, mtu, minMTU)
+	mtu, err := h.inner(v.MTU, vxlanV4, "VXLAN")
+	if err != nil {
+		return State{}, err
 	}
 	s := h.common(mtu)
-	s.Links[v.device] = Link{Kind: KindVXLAN, MAC: v.mac(u), MTU: mtu,
-		VXLAN: VXLAN{VNI: v.VNI, Port: v.Port, Local: u.Local.V4, Parent: u.Device, Learning: v.Learning, GBP: v.GBP}}
+	s.Links[v.device] = v.link(h.Underlay, mtu)
 	if !v.DirectRouting {
 		s.Firewall.Tunnel = v.device
 	}
-	s.Addrs[Addr{v.device, netip.PrefixFrom(VTEPs(h.Self).V4, 32)}] = struct{}{}
+	s.Addrs[Addr{v.device, netip.PrefixFrom(first(h.Self).V4, 32)}] = struct{}{}
 	return s, nil
+}
+
+// link is the VXLAN device, with what MTU it has inside.
+func (v vxlan) link(u Underlay, mtu int) Link {
+	return Link{Kind: KindVXLAN, MAC: v.mac(u), MTU: mtu,
+		VXLAN: VXLAN{VNI: v.VNI, Port: v.Port, Local: u.Local.V4, Parent: u.Device, Learning: v.Learning, GBP: v.GBP}}
 }
 
 func (v vxlan) Peer(h Host, l subnet.Lease) (Part, error) {
@@ -118,9 +118,9 @@ func (v vxlan) Peer(h Host, l subnet.Lease) (Part, error) {
 	if err != nil {
 		return Part{}, err
 	}
-	dst, vtep := l.Subnet.V4, VTEPs(l).V4
+	dst, vtep := l.Subnet.V4, first(l).V4
 	if v.DirectRouting && h.Underlay.reaches(l.PublicIP.V4) {
-		return Part{Routes: row(dst, Route{Via: l.PublicIP.V4, Dev: h.Underlay.Device})}, nil
+		return direct(h, l), nil
 	}
 	return Part{
 		FDB:        row(FDBKey{v.device, mac}, l.PublicIP.V4),
@@ -129,16 +129,15 @@ func (v vxlan) Peer(h Host, l subnet.Lease) (Part, error) {
 	}, nil
 }
 
+// direct is the part of a peer on our own segment that is sent to without a tunnel.
+func direct(h Host, l subnet.Lease) Part {
+	return Part{Routes: row(l.Subnet.V4, Route{Via: l.PublicIP.V4, Dev: h.Underlay.Device})}
+}
+
 // peerMAC checks the vxlan part of l and returns its VTEP's MAC.
 func (v vxlan) peerMAC(h Host, l subnet.Lease) (MAC, error) {
-	if l.Backend != "vxlan" {
-		if l.Backend == "" {
-			return MAC{}, subnet.Rejectf(subnet.WrongBackend, "it names no backend (udp and alloc don't), the network's config says vxlan")
-		}
-		return MAC{}, subnet.Rejectf(subnet.WrongBackend, "its host runs %q, the network's config says vxlan", l.Backend)
-	}
-	if !l.Subnet.V4.IsValid() || !l.PublicIP.V4.IsValid() {
-		return MAC{}, subnet.Rejectf(subnet.BadAddress, "no IPv4 subnet or no public IPv4 address")
+	if err := carriedBy("vxlan", l); err != nil {
+		return MAC{}, err
 	}
 	var data vxlanData
 	if err := json.Unmarshal([]byte(l.Data.V4), &data); err != nil {

@@ -179,6 +179,18 @@ func duplicateMACs(f Facts) []Finding {
 	})
 }
 
+func duplicateKeys(f Facts) []Finding {
+	key := func(l subnet.Lease) (string, bool) {
+		var data struct{ PublicKey string }
+		err := json.Unmarshal([]byte(l.Data.V4), &data)
+		return data.PublicKey, l.Backend == "wireguard" && err == nil && data.PublicKey != ""
+	}
+	return duplicates(f, key, "WireGuard key", func(keys []string) string {
+		return fmt.Sprintf("give the clone a key of its own: delete wireguard.key from its agent's state directory, and restart the agent; or release what nobody uses: tulle lease release %s",
+			release(keys[len(keys)-1]))
+	})
+}
+
 // remedies say what to do about a lease that is left out.
 var remedies = map[subnet.Reason]string{
 	subnet.BadKey:       "delete the key from etcd: it is nobody's lease",
@@ -187,11 +199,12 @@ var remedies = map[subnet.Reason]string{
 	subnet.OutOfNetwork: "restart its host's agent, so that it takes a subnet of the network as it is now",
 	subnet.OnUnderlay:   "release it, and keep the underlay's range out of the network's (SubnetMin, SubnetMax)",
 	subnet.Overlap:      "release it, or the older one that it overlaps",
-	subnet.Conflict:     "see duplicate-mac",
+	subnet.Conflict:     "see duplicate-mac and duplicate-key",
 	subnet.OwnAddress:   "see duplicate-public-ip",
 	subnet.BadMAC:       "restart its host's agent",
 	subnet.WrongVNI:     "restart its host's agent, or set its config's VNI to the network's",
-	subnet.WrongBackend: "restart its host's agent, so that it takes the network's backend",
+	subnet.NotOnLink:    "put its host on this host's segment, or take a backend that does not need that: vxlan with DirectRouting",
+	subnet.WrongBackend: "look at its agent there (tulle status): it takes the network's backend as soon as it is in touch with etcd; restart flanneld, which reads the config once",
 }
 
 func leftOut(f Facts) (findings []Finding) {
@@ -199,10 +212,18 @@ func leftOut(f Facts) (findings []Finding) {
 	rejected := f.Plan.Rejected()
 	for _, key := range slices.Sorted(maps.Keys(rejected)) {
 		r := rejected[key]
-		rows[r.Reason] = append(rows[r.Reason], fmt.Sprintf("%.60q: %s", key, r.Detail))
+		of := ""
+		if hosts := addresses(f.Plan.Entries()[key].Lease); hosts != "" {
+			of = " of " + hosts
+		}
+		rows[r.Reason] = append(rows[r.Reason], fmt.Sprintf("%.60q%s: %s", key, of, r.Detail))
 	}
 	for _, reason := range slices.Sorted(maps.Keys(rows)) {
-		findings = append(findings, Finding{What: fmt.Sprintf("%s left out (%s): this host sends nothing there", count(len(rows[reason]), "lease"), reason),
+		what := fmt.Sprintf("%s left out (%s): this host sends nothing there", count(len(rows[reason]), "lease"), reason)
+		if reason == subnet.WrongBackend {
+			what = fmt.Sprintf("%s still on another backend than the network's, which is %s: this host sends nothing there", count(len(rows[reason]), "host"), carriage(f.Plan))
+		}
+		findings = append(findings, Finding{What: what,
 			Evidence: some(rows[reason]), Fix: remedies[reason] + " (tulle lease ls shows all, tulle lease release SUBNET releases one)"})
 	}
 	return findings

@@ -1,14 +1,12 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/tulle-net/tulle/backend"
-	"github.com/tulle-net/tulle/subnet"
 )
 
 // forwardingOff looks at the sysctls that a plan sets, and at those of the devices on the way.
@@ -18,8 +16,7 @@ func forwardingOff(f Facts) []Finding {
 		for name, value := range f.Plan.State().Sysctls {
 			want[name] = value
 		}
-		tunnel, _ := f.tunnel()
-		for _, device := range []string{tunnel, f.Plan.Host().Bridge} {
+		for _, device := range []string{f.leaves(), f.Plan.Host().Bridge} {
 			want[conf(device, "forwarding")] = "1"
 		}
 	}
@@ -47,23 +44,35 @@ type crossing struct {
 	packet Packet
 }
 
+// leaves is the device by which packets come and go between this host's containers and peers': with l2 it is their bridge, and with an
+// operator's own means the underlay's, most likely.
+func (f Facts) leaves() string {
+	h, s := f.Plan.Host(), f.Plan.State()
+	if bridged(f.Plan) {
+		return h.Bridge
+	}
+	return cmp.Or(s.Firewall.Tunnel, h.Underlay.Device)
+}
+
+// passing reports whether the packet filter sees what passes between containers and peers, and is the agent's business.
+func (f Facts) passing() bool {
+	return f.Plan.Host().Bridge != "" && carriage(f.Plan) != "alloc" && (!bridged(f.Plan) || f.Sysctls[bridgeCall] == "1")
+}
+
 // crossings are one in each direction, with a container of a peer, or of one that may come.
 func (f Facts) crossings() []crossing {
 	h := f.Plan.Host()
-	tunnel := f.Plan.State().Firewall.Tunnel
-	if tunnel == "" {
-		tunnel = h.Underlay.Device
-	}
-	own, peer := second(backend.VTEPs(h.Self).V4), second(h.Config.Range.V4.Max)
+	leaves := f.leaves()
+	own, peer := second(h.Self.Subnet.V4.Addr()), second(h.Config.Range.V4.Max)
 	if h.Self.Subnet.V4.Contains(peer) {
 		peer = second(h.Config.Range.V4.Min)
 	}
 	if len(f.Paths) > 0 {
-		peer = second(f.Paths[0].VTEP)
+		peer = second(f.Paths[0].Subnet.Addr())
 	}
 	return []crossing{
-		{"to containers", Packet{In: tunnel, Out: h.Bridge, Src: peer, Dst: own, Protocol: "tcp", State: "NEW"}},
-		{"from containers", Packet{In: h.Bridge, Out: tunnel, Src: own, Dst: peer, Protocol: "tcp", State: "NEW"}},
+		{"to containers", Packet{In: leaves, Out: h.Bridge, Src: peer, Dst: own, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}},
+		{"from containers", Packet{In: h.Bridge, Out: leaves, Src: own, Dst: peer, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}},
 	}
 }
 
@@ -76,7 +85,7 @@ type dropped struct {
 
 // forwardDrops are what drops crossing packets in FORWARD, each once.
 func (f Facts) forwardDrops() (drops []dropped) {
-	if f.Plan.Host().Bridge == "" {
+	if !f.passing() {
 		return nil
 	}
 	for _, c := range f.crossings() {
@@ -109,7 +118,7 @@ func (f Facts) doubting() Facts {
 	}
 	drops := map[Part][]dropped{PartForward: f.forwardDrops(), PartRaw: f.rawDrops(), PartBridged: f.bridgedDrops()}
 	for _, p := range f.Paths {
-		drops[PartUDP] = append(drops[PartUDP], f.udpDrops(p)...)
+		drops[PartOuter] = append(drops[PartOuter], f.outerDrops(p)...)
 	}
 	f.Unseen = maps.Clone(f.Unseen)
 	for part, list := range drops {
@@ -169,7 +178,7 @@ func (d dropped) without() string {
 // container.
 func (f Facts) rawDrops() (drops []dropped) {
 	h := f.Plan.Host()
-	if h.Bridge == "" {
+	if !f.passing() {
 		return nil
 	}
 	into := f.crossings()[0].packet
@@ -226,7 +235,7 @@ func (f Facts) bridgedDrops() []dropped {
 	if h.Bridge == "" || f.Sysctls[bridgeCall] != "1" {
 		return nil
 	}
-	own := second(backend.VTEPs(h.Self).V4)
+	own := second(h.Self.Subnet.V4.Addr())
 	v := f.Filter.Verdict("filter", "FORWARD", Packet{In: h.Bridge, Out: h.Bridge, Src: own, Dst: own.Next(), Protocol: "tcp", State: "NEW", Bridged: true})
 	named := slices.ContainsFunc(f.forwardDrops(), func(d dropped) bool { return d.Rule == v.Rule })
 	if v.Accept || named || strings.Contains(v.Rule, fmt.Sprintf("-i %s -o %s -j DROP", h.Bridge, h.Bridge)) {
@@ -266,8 +275,11 @@ func rpFilter(f Facts) (findings []Finding) {
 			break
 		}
 	}
-	own := second(backend.VTEPs(h.Self).V4)
+	own := second(h.Self.Subnet.V4.Addr())
 	for _, p := range f.Paths {
+		if p.Direct { // the way back is by the same device
+			continue
+		}
 		v := f.Filter.Verdict("nat", "POSTROUTING", Packet{In: h.Bridge, Out: dev, Src: own, Dst: p.Public, Protocol: "tcp", State: "NEW"})
 		if v.Target == "MASQUERADE" || v.Target == "SNAT" || h.Bridge == "" {
 			continue
@@ -281,14 +293,13 @@ func rpFilter(f Facts) (findings []Finding) {
 	return findings
 }
 
-// udpFiltered asks for each peer what this host's own rules do to the overlay's packets.
-func udpFiltered(f Facts) (findings []Finding) {
+// outerFiltered asks for each peer what this host's own rules do to the overlay's packets.
+func outerFiltered(f Facts) (findings []Finding) {
 	var drops []dropped
 	for _, p := range f.Paths {
-		drops = append(drops, f.udpDrops(p)...)
+		drops = append(drops, f.outerDrops(p)...)
 	}
 	seen := map[string]bool{}
-	_, link := f.tunnel()
 	for _, d := range drops {
 		if seen[d.table+d.Rule] {
 			continue
@@ -296,31 +307,27 @@ func udpFiltered(f Facts) (findings []Finding) {
 		seen[d.table+d.Rule] = true
 		fix := d.without()
 		if d.Position == 0 {
-			fix = fmt.Sprintf("iptables -I %s -p udp --dport %d -j ACCEPT, for good: in whatever makes your rules", d.Chain, link.VXLAN.Port)
+			_, got := outerPackets(f.Plan.Host().Underlay, f.outer(), f.Paths[0].Public)
+			fix = fmt.Sprintf("iptables -I %s %s, for good: in whatever makes your rules", d.Chain, got.accept())
 		}
-		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: UDP port %d", d.ways[0], link.VXLAN.Port),
+		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], f.outer()),
 			Evidence: fmt.Sprintf("iptables-save -t %s: %s", d.table, d.Rule), Fix: fix})
 	}
 	return findings
 }
 
-// udpDrops are those rules of this host that drop the overlay's packets to or from a peer; one that is not quite understood does not if
+// outerDrops are those rules of this host that drop the overlay's packets to or from a peer; one that is not quite understood does not if
 // the peer answers.
-func (f Facts) udpDrops(p Path) []dropped {
-	return slices.DeleteFunc(f.udpVerdicts(p), func(d dropped) bool { return d.Accept || !d.Sure && p.Overlay })
+func (f Facts) outerDrops(p Path) []dropped {
+	return slices.DeleteFunc(f.outerVerdicts(p), func(d dropped) bool { return d.Accept || !d.Sure && p.Overlay })
 }
 
-// udpVerdicts are those on each of the chains that the overlay's packets pass on this host.
-func (f Facts) udpVerdicts(p Path) (all []dropped) {
-	_, link := f.tunnel()
-	u := f.Plan.Host().Underlay
-	if p.Direct || link.Kind != backend.KindVXLAN {
+// outerVerdicts are those on each of the chains that the overlay's packets pass on this host.
+func (f Facts) outerVerdicts(p Path) (all []dropped) {
+	if p.Direct {
 		return nil
 	}
-	udp := Packet{Protocol: "udp", Port: link.VXLAN.Port, State: "NEW"}
-	in, out := udp, udp
-	in.In, in.Src, in.Dst, in.Local = u.Device, p.Public, u.Local.Of(subnet.FamilyOf(p.Public)), true
-	out.Out, out.Src, out.Dst = u.Device, in.Dst, p.Public
+	out, in := outerPackets(f.Plan.Host().Underlay, f.outer(), p.Public)
 	for _, step := range []struct {
 		table, chain, way string
 		packet            Packet

@@ -14,11 +14,20 @@ import (
 	"github.com/tulle-net/tulle/subnet"
 )
 
-func noVXLAN(f Facts) []Finding {
-	if !f.NoVXLAN {
+// kinds are the modules for kinds of devices, and what those are called.
+var kinds = map[backend.Kind][2]string{backend.KindVXLAN: {"vxlan", "VXLAN"}, backend.KindIPIP: {"ipip", "IPIP"}, backend.KindWireGuard: {"wireguard", "WireGuard"}, backend.KindTUN: {"tun", "TUN devices"}}
+
+func noModule(f Facts) []Finding {
+	if f.Lacks == "" {
 		return nil
 	}
-	return one("the kernel has no VXLAN", "ip link add type vxlan: Operation not supported", "modprobe vxlan; if there is no such module, install the kernel's extra modules, or another kernel")
+	module, what := kinds[f.Lacks][0], kinds[f.Lacks][1]
+	evidence := "ip link add type " + module + ": Operation not supported"
+	if f.Lacks == backend.KindTUN {
+		evidence = "there is no /dev/net/tun that could be opened"
+	}
+	return one(fmt.Sprintf("the kernel has no %s, which the backend %s needs", what, carriage(f.Plan)), evidence,
+		fmt.Sprintf("modprobe %s; if there is no such module, install the kernel's extra modules, or another kernel; or take another backend (tulle config set)", module))
 }
 
 func noNexthops(f Facts) []Finding {
@@ -41,7 +50,8 @@ func flanneld(f Facts) []Finding {
 			seen = append(seen, fmt.Sprintf("device %s, with %s", d.Name, list(d.Addrs)))
 		}
 	}
-	if own := backend.BridgeAddrs(f.Plan.Host().Self).V4; f.FlannelEnv.IsValid() && f.FlannelEnv != own {
+	h := f.Plan.Host()
+	if own := netip.PrefixFrom(h.BridgeAddrs().V4.Addr(), h.Self.Subnet.V4.Bits()); f.FlannelEnv.IsValid() && f.FlannelEnv != own {
 		seen = append(seen, fmt.Sprintf("%s says FLANNEL_SUBNET=%s, and this host's is %s", f.FlannelPath, f.FlannelEnv, own))
 	}
 	if len(seen) == 0 {
@@ -58,56 +68,102 @@ func list(addrs []netip.Prefix) string {
 	return strings.Trim(fmt.Sprint(addrs), "[]")
 }
 
-func vxlanClash(f Facts) (findings []Finding) {
-	tunnel, link := f.tunnel()
+// deviceClash looks for devices that keep the kernel from making the overlay's.
+func deviceClash(f Facts) (findings []Finding) {
+	o := f.outer()
+	want := f.Plan.State().Links[o.Device]
 	for _, d := range f.Devices {
-		sameVNI := d.Kind == "vxlan" && d.VNI == link.VXLAN.VNI && d.Port == link.VXLAN.Port
-		if d.Name == tunnel || link.VXLAN.Port == 0 || !sameVNI && (d.Kind == "vxlan" || d.Port != link.VXLAN.Port) {
+		if d.Name == o.Device || !d.clashes(o, want) {
 			continue
 		}
-		findings = append(findings, Finding{What: fmt.Sprintf("%s has the overlay's VNI or UDP port: %s can't be beside it", d.Name, tunnel),
-			Evidence: fmt.Sprintf("ip -d link show %s: %s id %d dstport %d", d.Name, d.Kind, d.VNI, d.Port),
-			Fix:      fmt.Sprintf("ip link del %s; or choose another VNI or Port for this network (tulle config set)", d.Name)})
+		what, evidence, fix := "UDP port", fmt.Sprintf("%s id %d dstport %d", d.Kind, d.VNI, d.Port), "another Port"
+		switch o.Kind {
+		case backend.KindVXLAN:
+			what, fix = "VNI or UDP port", "another VNI or Port"
+		case backend.KindIPIP:
+			what, evidence, fix = "addresses", fmt.Sprintf("%s local %s remote any", d.Kind, d.Local), "another backend"
+		}
+		findings = append(findings, Finding{What: fmt.Sprintf("%s has the overlay's %s: %s can't be beside it", d.Name, what, o.Device),
+			Evidence: fmt.Sprintf("ip -d link show %s: %s", d.Name, evidence),
+			Fix:      fmt.Sprintf("ip link del %s; or choose %s for this network (tulle config set)", d.Name, fix)})
 	}
 	return findings
 }
 
+// clashes reports whether d has what the overlay's device needs for itself: of VXLAN devices several may share a port.
+func (d Device) clashes(o backend.Outer, want backend.Link) bool {
+	switch {
+	case o.Kind == backend.KindIPIP:
+		return d.Kind == string(o.Kind) && d.Local == want.IPIP.Local && !d.Remote.IsValid()
+	case o.Kind == backend.KindVXLAN && d.Kind == string(o.Kind):
+		return d.VNI == want.VXLAN.VNI && d.Port == o.Port
+	}
+	return o.Port != 0 && d.Port == o.Port
+}
+
 func portTaken(f Facts) (findings []Finding) {
-	_, link := f.tunnel()
 	for _, p := range f.Programs {
 		if p.Listens {
-			findings = append(findings, Finding{What: fmt.Sprintf("%s listens on the overlay's UDP port %d: the VXLAN device can't have it", p.Name, link.VXLAN.Port),
+			findings = append(findings, Finding{What: fmt.Sprintf("%s listens on the overlay's UDP port %d: %s can't have it", p.Name, f.outer().Port, f.outer().Device),
 				Evidence: fmt.Sprintf("ss -ulnp: %s", p),
-				Fix:      fmt.Sprintf("stop %s, or choose another Port for this network (tulle config set)", p.Name)})
+				Fix:      fmt.Sprintf("stop %s, or choose another port for this network (tulle config set)", p.Name)})
 		}
 	}
 	return findings
 }
 
 // explained reports whether another check says why the overlay's device can't be as it should.
-func (f Facts) explained() bool { return f.NoVXLAN || len(vxlanClash(f))+len(portTaken(f)) > 0 }
+func (f Facts) explained() bool { return f.Lacks != "" || len(deviceClash(f))+len(portTaken(f)) > 0 }
 
 // deviceWell reports whether the overlay's device is as it should be: else it is no wonder that peers don't answer.
 func (f Facts) deviceWell() bool { return !f.explained() && len(overlayDevice(f)) == 0 }
 
 func overlayDevice(f Facts) []Finding {
-	tunnel, want := f.tunnel()
-	d, ok := f.device(tunnel)
-	have := fmt.Sprintf("vxlan id %d local %s dstport %d mtu %d", d.VNI, d.Local, d.Port, d.MTU)
-	wanted := fmt.Sprintf("vxlan id %d local %s dstport %d mtu %d", want.VXLAN.VNI, want.VXLAN.Local, want.VXLAN.Port, want.MTU)
+	o := f.outer()
+	d, ok := f.device(o.Device)
+	have, wanted := d.text(), deviceOf(f.Plan.State().Links[o.Device]).text()
 	const fix = "systemctl restart tulle; journalctl -u tulle says if it can't be made"
 	switch {
-	case tunnel == "" || f.explained():
+	case o.Device == "" || f.explained():
 		return nil
 	case !ok:
-		return one(tunnel+" is missing: no peer is reached", "ip link show "+tunnel+": it does not exist", fix)
+		return one(o.Device+" is missing: no peer is reached", "ip link show "+o.Device+": it does not exist", fix)
 	case !d.Up:
-		return one(tunnel+" is down: no peer is reached", "ip link show "+tunnel+": state DOWN",
-			"ip link set "+tunnel+" up; systemctl restart tulle puts back the routes that it lost")
+		return one(o.Device+" is down: no peer is reached", "ip link show "+o.Device+": state DOWN",
+			"ip link set "+o.Device+" up; systemctl restart tulle puts back the routes that it lost")
 	case have != wanted && len(mtuUnderlay(f)) == 0:
-		return one(tunnel+" is not as the network's config has it", "ip -d link show "+tunnel+": "+have+"; wanted is "+wanted, fix)
+		return one(o.Device+" is not as the network's config has it", "ip -d link show "+o.Device+": "+have+"; wanted is "+wanted, fix)
+	case o.Kind == backend.KindTUN && f.Absent != "":
+		return one(o.Device+" leads nowhere: the agent itself carries its packets, and it does not run", "ip link show "+o.Device+": type tun, and no agent answers", "systemctl start tulle")
 	}
 	return nil
+}
+
+// deviceOf is a link as it is to be found.
+func deviceOf(l backend.Link) Device {
+	d := Device{Kind: string(l.Kind), Master: l.Master, MTU: l.MTU, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local}
+	if l.Kind == backend.KindIPIP {
+		d.Local = l.IPIP.Local
+	}
+	return d
+}
+
+// text is what a tunnel's device is, as ip -d link prints it.
+func (d Device) text() string {
+	text := d.Kind
+	if d.Kind == string(backend.KindVXLAN) {
+		text += fmt.Sprintf(" id %d", d.VNI)
+	}
+	if d.Local.IsValid() {
+		text += fmt.Sprintf(" local %s", d.Local)
+	}
+	if d.Port != 0 {
+		text += fmt.Sprintf(" dstport %d", d.Port)
+	}
+	if text += fmt.Sprintf(" mtu %d", d.MTU); d.Master != "" {
+		text += " master " + d.Master
+	}
+	return text
 }
 
 // wrongInterface looks for an underlay device that is not the one which peers are reached by.
@@ -199,9 +255,12 @@ func rivalDefaults(f Facts) []Finding {
 func (f Facts) inNetwork(r Route) bool {
 	h := f.Plan.Host()
 	network := h.Config.Range.Of(subnet.FamilyOf(r.Dst.Addr())).Network
-	tunnel, _ := f.tunnel()
-	return network.IsValid() && r.Dst.Bits() >= network.Bits() && network.Contains(r.Dst.Addr()) && r.Table == unix.RT_TABLE_MAIN &&
-		r.Dev != tunnel && r.Dev != h.Bridge && !slices.Contains(h.Underlay.OnLink, r.Dst)
+	own := h.Self.Subnet.Of(subnet.FamilyOf(r.Dst.Addr()))
+	if h.Bridge == "" && r.Dst == own { // to what this host has in a bridge's place
+		return false
+	}
+	return network.IsValid() && !byOperator(f.Plan) && r.Dst.Bits() >= network.Bits() && network.Contains(r.Dst.Addr()) && r.Table == unix.RT_TABLE_MAIN &&
+		r.Dev != f.outer().Device && r.Dev != h.Bridge && !slices.Contains(h.Underlay.OnLink, r.Dst)
 }
 
 func overlappingRoutes(f Facts) (findings []Finding) {
@@ -213,7 +272,7 @@ func overlappingRoutes(f Facts) (findings []Finding) {
 	}
 	for _, p := range f.Paths {
 		row := fmt.Sprintf("ip route get fibmatch: %s%s", p.Inner, f.because(p.Inner))
-		if p.Inner.Table != 0 && !slices.Contains(rows, row) {
+		if p.Inner.Table != 0 && !byOperator(f.Plan) && !slices.Contains(rows, row) {
 			rows = append(rows, row)
 		}
 	}
@@ -232,8 +291,10 @@ func overlappingRoutes(f Facts) (findings []Finding) {
 	return findings
 }
 
-// inside reports whether packets to a peer's containers go the way that the agent made.
-func (p Path) inside() bool { return p.Inner.Ours() && p.Entry == (Hop{}) }
+// programmed reports whether packets to a peer's containers go the way that the agent made, if it makes one.
+func (f Facts) programmed(p Path) bool {
+	return p.Entry == (Hop{}) && (p.Inner.Ours() || byOperator(f.Plan) || bridged(f.Plan))
+}
 
 // outside reports whether packets to a peer's host go to the underlay.
 func (f Facts) outside(p Path) bool {
@@ -245,12 +306,12 @@ func notProgrammed(f Facts) []Finding {
 	var rows []string
 	fix := "systemctl restart tulle"
 	for _, p := range f.Paths {
-		network := f.Plan.Host().Config.Range.Of(subnet.FamilyOf(p.VTEP)).Network
+		network := f.Plan.Host().Config.Range.Of(subnet.FamilyOf(p.Public)).Network
 		theirs := p.Inner.Table != 0 || p.Inner.Prefix.IsValid() && p.Inner.Prefix.Bits() >= network.Bits()
 		switch {
 		case p.Entry != (Hop{}):
 			rows, fix = append(rows, fmt.Sprintf("%s: %s; %s", p.Key, p.Entry.What, p.Entry.Why)), p.Entry.Fix
-		case !p.Inner.Ours() && !theirs:
+		case !f.programmed(p) && !theirs:
 			rows = append(rows, fmt.Sprintf("ip route get fibmatch, to %s: %s", p.Key, p.Inner))
 		}
 	}
@@ -283,7 +344,7 @@ func (f Facts) setting(name string) string {
 func (f Facts) restored(want netip.Prefix) bool { return f.setting("--bip") == want.String() }
 
 func (f Facts) bridgeAddrs() (bridge Device, want netip.Prefix, rest []netip.Prefix, exists bool) {
-	want = backend.BridgeAddrs(f.Plan.Host().Self).V4
+	want = f.Plan.Host().BridgeAddrs().V4
 	bridge, exists = f.device(f.Plan.Host().Bridge)
 	for _, a := range bridge.Addrs {
 		if a != want && subnet.FamilyOf(a.Addr()) == subnet.FamilyOf(want.Addr()) {
@@ -326,7 +387,7 @@ func dockerOptions(f Facts) []Finding {
 	for _, o := range f.Env.Options() {
 		name, want, _ := strings.Cut(string(o), "=")
 		have := f.setting(name)
-		if have == want || have == "" && name != "--mtu" { // containers show, or it is the same; an MTU has another default
+		if have == want || have == "" && name != "--mtu" && name != "--fixed-cidr" { // containers show, or it is the same; an MTU has another default, and a range is larger
 			continue
 		}
 		rows = append(rows, fmt.Sprintf("dockerd runs with %s=%s, the env file says %s", name, cmp.Or(have, "(not given)"), want))

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -8,18 +9,11 @@ import (
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/probe"
+	"github.com/tulle-net/tulle/backend"
 )
 
 // overhead is what the tunnel adds to a packet, bytes; 0 without one.
-func (f Facts) overhead() int {
-	if name, _ := f.tunnel(); name == "" {
-		return 0
-	}
-	return vxlanOverhead
-}
-
-// vxlanOverhead is what VXLAN adds on an IPv4 underlay, bytes: IPv4 20, UDP 8, VXLAN 8, Ethernet 14.
-const vxlanOverhead = 50
+func (f Facts) overhead() int { return overheads[carriage(f.Plan)] }
 
 // mtuContainers looks at the bridge and the host's ends of the containers' cables. An empty bridge of Docker's shows 1500
 // whatever it was told.
@@ -50,19 +44,13 @@ func mtuContainers(f Facts) []Finding {
 func mtuUnderlay(f Facts) []Finding {
 	u := f.Plan.Host().Underlay.Device
 	d, ok := f.device(u)
-	name, _ := f.tunnel()
-	tunnel, _ := f.device(name)
+	tunnel, _ := f.device(f.outer().Device)
 	need := max(f.Plan.State().MTU, tunnel.MTU) + f.overhead()
 	if !ok || d.MTU >= need {
 		return nil
 	}
 	return one(fmt.Sprintf("%s takes packets of %d bytes, and the overlay's are up to %d long", u, d.MTU, need), fmt.Sprintf("ip link show %s: mtu %d", u, d.MTU),
-		fmt.Sprintf("ip link set %s mtu %d, if the network behind it takes that; or %s", u, need, configMTU(d.MTU)))
-}
-
-// configMTU says how the whole network gets by with an underlay of a smaller MTU.
-func configMTU(underlay int) string {
-	return fmt.Sprintf("\"MTU\": %d in the config's Backend (tulle config set), and restart Docker on all hosts", underlay)
+		fmt.Sprintf("ip link set %s mtu %d, if the network behind it takes that; or %s", u, need, lowerMTU(f.Plan, d.MTU)))
 }
 
 func mtuPath(f Facts) []Finding {
@@ -70,31 +58,28 @@ func mtuPath(f Facts) []Finding {
 	least, rows := mtu, []string(nil)
 	for _, p := range f.Paths {
 		if p.Longest > 0 && p.Longest < mtu {
-			least, rows = min(least, p.Longest), append(rows, fmt.Sprintf("ping -M do to %s: answered up to %d bytes", p.VTEP, p.Longest))
+			least, rows = min(least, p.Longest), append(rows, fmt.Sprintf("ping -M do to %s: answered up to %d bytes", p.Inside, p.Longest))
 		}
 	}
 	if len(rows) == 0 || len(mtuUnderlay(f)) > 0 {
 		return nil
 	}
 	return one(fmt.Sprintf("packets longer than %d bytes are lost on the way to %s, and the overlay's MTU is %d", least, count(len(rows), "peer"), mtu), some(rows),
-		fmt.Sprintf("see which device between the hosts takes less than %d bytes; or %s", mtu+f.overhead(), configMTU(least+f.overhead())))
+		fmt.Sprintf("see which device between the hosts takes less than %d bytes; or %s", mtu+f.overhead(), lowerMTU(f.Plan, least+f.overhead())))
 }
 
 func checksumOffload(f Facts) []Finding {
 	var rows []string
 	for _, p := range f.Paths {
 		if p.Checksum == probe.ChecksumBroken {
-			rows = append(rows, fmt.Sprintf("UDP to %s arrives without a checksum, and not with one that the device fills in", p.VTEP))
+			rows = append(rows, fmt.Sprintf("UDP to %s arrives without a checksum, and not with one that the device fills in", p.Inside))
 		}
 	}
 	if len(rows) == 0 {
 		return nil
 	}
-	tunnel, _ := f.tunnel()
 	underlay := f.Plan.Host().Underlay.Device
-	if tunnel == "" {
-		tunnel = underlay
-	}
+	tunnel := cmp.Or(f.outer().Device, underlay)
 	return one(fmt.Sprintf("transmit checksum offload is broken: %s get packets with wrong checksums, and drop them", count(len(rows), "peer")), some(rows),
 		fmt.Sprintf("ethtool -K %s tx-checksum-ip-generic off; if that does not help: ethtool -K %s tx off", tunnel, underlay))
 }
@@ -107,7 +92,7 @@ func (f Facts) blocked(p Path) bool {
 			namesakes++
 		}
 	}
-	return p.Underlay && !p.Overlay && namesakes < 2 && p.inside() && f.outside(p) && len(f.udpDrops(p)) == 0 && f.deviceWell()
+	return p.Underlay && !p.Overlay && p.Inside.IsValid() && namesakes < 2 && f.programmed(p) && f.outside(p) && len(f.outerDrops(p)) == 0 && f.deviceWell()
 }
 
 // direction says which packets don't arrive, by what the agents tell each other over the underlay.
@@ -124,7 +109,7 @@ const (
 // that it takes a prober to come round to all its peers, and say so once.
 func (f Facts) lostWay(p *api.Probe) direction {
 	const slack = 2 * time.Second
-	round := max(5*time.Second, time.Duration(len(f.Plan.State().Routes))*time.Second) // package probe
+	round := max(5*time.Second, time.Duration(f.Plan.Peers())*time.Second) // package probe
 	switch {
 	case p == nil || p.HeardUs.IsZero() && p.Heard.Sub(p.Answer) <= round+slack: // a flannel host, maybe: those send no probes
 		return unknownWay
@@ -138,30 +123,29 @@ func (f Facts) lostWay(p *api.Probe) direction {
 	return unknownWay // it has not lasted long enough
 }
 
-// text says which packets are lost, with a port and the peers that are concerned.
-func (d direction) text(port uint16, peers string) string {
+// text says which packets are lost, by what carries them and the peers that are concerned.
+func (d direction) text(outer backend.Outer, peers string) string {
 	switch d {
 	case toPeer:
-		return fmt.Sprintf("UDP port %d is blocked from here to %s", port, peers)
+		return fmt.Sprintf("%s is blocked from here to %s", outer, peers)
 	case fromPeer:
-		return fmt.Sprintf("UDP port %d is blocked from %s to here", port, peers)
+		return fmt.Sprintf("%s is blocked from %s to here", outer, peers)
 	case bothWays:
-		return fmt.Sprintf("UDP port %d is blocked between here and %s, both ways", port, peers)
+		return fmt.Sprintf("%s is blocked between here and %s, both ways", outer, peers)
 	}
-	return fmt.Sprintf("UDP port %d is blocked between here and %s, one way or both, or the overlay is broken there", port, peers)
+	return fmt.Sprintf("%s is blocked between here and %s, one way or both, or the overlay is broken there", outer, peers)
 }
 
-func udpBlocked(f Facts) (findings []Finding) {
-	_, link := f.tunnel()
+func outerBlocked(f Facts) (findings []Finding) {
 	hosts, rows := map[direction][]string{}, map[direction][]string{}
 	for _, p := range f.Paths {
-		if !f.blocked(p) || p.Direct {
+		if !f.blocked(p) || p.Direct || f.unshaken(p) {
 			continue
 		}
 		w := f.lostWay(p.Heard)
 		hosts[w] = append(hosts[w], p.Public.String())
-		rows[w] = append(rows[w], fmt.Sprintf("%s answers on the underlay, %s does not over the overlay%s", p.Public, p.VTEP, heard(p.Heard, f.Now)))
-		for _, d := range f.udpVerdicts(p) {
+		rows[w] = append(rows[w], fmt.Sprintf("%s answers on the underlay, %s does not over the overlay%s", p.Public, p.Inside, heard(p.Heard, f.Now)))
+		for _, d := range f.outerVerdicts(p) {
 			for _, rule := range d.Doubtful {
 				rows[w] = append(rows[w], "this host has a rule that is not understood here, and may drop them: "+rule)
 			}
@@ -172,11 +156,70 @@ func udpBlocked(f Facts) (findings []Finding) {
 			continue
 		}
 		peers := strings.ReplaceAll(some(hosts[w]), "\n", ", ")
-		findings = append(findings, Finding{What: w.text(link.VXLAN.Port, peers), Evidence: some(rows[w]),
-			Fix: fmt.Sprintf("let UDP port %d pass between %s and %s: in the packet filters of both (tulle doctor there), and between them (a cloud's security groups)",
-				link.VXLAN.Port, f.Plan.Host().Underlay.Public.V4, peers)})
+		findings = append(findings, Finding{What: w.text(f.outer(), peers), Evidence: some(rows[w]),
+			Fix: fmt.Sprintf("let %s pass between %s and %s: in the packet filters of both (tulle doctor there), and between them (a cloud's security groups)%s",
+				f.outer(), f.Plan.Host().Underlay.Public.V4, peers, f.otherwise(w))})
 	}
-	return findings
+	return append(findings, f.directBlocked()...)
+}
+
+// directBlocked is about peers whose packets are not encapsulated.
+func (f Facts) directBlocked() []Finding {
+	var hosts, rows []string
+	for _, p := range f.Paths {
+		if p.Direct && f.blocked(p) {
+			hosts, rows = append(hosts, p.Public.String()), append(rows, fmt.Sprintf("ping %s: no answer, though its host %s answers%s", p.Inside, p.Public, heard(p.Heard, f.Now)))
+		}
+	}
+	fix := fmt.Sprintf("look there: tulle status, tulle doctor; let packets from and to %s pass between the hosts: clouds check what addresses a host sends from; or take a backend that encapsulates",
+		f.Plan.Host().Config.Range.V4.Network)
+	switch {
+	case len(rows) == 0:
+		return nil
+	case byOperator(f.Plan):
+		fix = "see to the extension's commands (tulle config get), here and there: tulle events says if they failed"
+	}
+	return one(fmt.Sprintf("packets with containers' addresses don't get to %s, or their answers not back", strings.ReplaceAll(some(hosts), "\n", ", ")), some(rows), fix)
+}
+
+// unshaken reports whether WireGuard has no session with a peer, though it was just sent a packet.
+func (f Facts) unshaken(p Path) bool {
+	return p.Shaken != nil && f.Now.Sub(*p.Shaken) > api.SessionEnds
+}
+
+// noHandshake is about WireGuard's peers that are up and don't shake hands.
+func noHandshake(f Facts) []Finding {
+	var hosts, rows []string
+	for _, p := range f.Paths {
+		if !f.blocked(p) || !f.unshaken(p) {
+			continue
+		}
+		last := "never"
+		if !p.Shaken.IsZero() {
+			last = f.Now.Sub(*p.Shaken).Round(time.Second).String() + " ago"
+		}
+		hosts, rows = append(hosts, p.Public.String()), append(rows, fmt.Sprintf("%s answers on the underlay; the last handshake with it was: %s", p.Public, last))
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	peers := strings.ReplaceAll(some(hosts), "\n", ", ")
+	return one(fmt.Sprintf("no WireGuard handshake with %s: %s is blocked, its agent is stopped, or it has another PSK or public key than is known here", peers, f.outer()), some(rows),
+		fmt.Sprintf("let %s pass between %s and %s, in both directions; look there: tulle status, tulle doctor; where flanneld runs, restart it: it reads the PSK once",
+			f.outer(), f.Plan.Host().Underlay.Public.V4, peers))
+}
+
+// otherwise is what else may keep peers' answers away, if it is not known which way is blocked.
+func (f Facts) otherwise(w direction) string {
+	switch {
+	case w == toPeer || w == fromPeer:
+		return ""
+	case carriage(f.Plan) == "wireguard":
+		return "; or start their agents, if a process carries their packets; or give them the network's PSK (tulle config get)"
+	case f.outer().Kind == backend.KindTUN:
+		return "; or start their agents (systemctl start tulle): they carry the packets themselves"
+	}
+	return ""
 }
 
 // heard says what the agents' own probes tell.
@@ -203,8 +246,6 @@ func peerDown(f Facts) []Finding {
 	for _, p := range f.Paths {
 		if !p.Underlay && !p.Overlay && f.outside(p) {
 			rows = append(rows, fmt.Sprintf("ping %s, of %s: no answer", p.Public, p.Key))
-		} else if p.Direct && p.Underlay && !p.Overlay && p.inside() {
-			rows = append(rows, fmt.Sprintf("ping %s: no answer, though its host %s answers", p.VTEP, p.Public))
 		}
 	}
 	switch {

@@ -13,17 +13,18 @@ func Checks() []Check {
 		{"lease-expiring", "the lease is renewed in time", []Part{PartNetwork, PartEtcd}, leaseExpiring},
 		{"duplicate-public-ip", "no two leases have one public address", []Part{PartNetwork}, duplicateAddresses},
 		{"duplicate-mac", "no two leases have one VTEP MAC", []Part{PartNetwork}, duplicateMACs},
+		{"duplicate-key", "no two leases have one WireGuard key", []Part{PartNetwork}, duplicateKeys},
 		{"left-out", "every lease is used", []Part{PartNetwork}, leftOut},
 
-		{"kernel-vxlan", "the kernel has VXLAN", []Part{PartKernel}, noVXLAN},
+		{"kernel-module", "the kernel has what the backend needs", []Part{PartNetwork, PartKernel}, noModule},
 		{"kernel-nexthops", "the kernel has nexthop objects", []Part{PartKernel}, noNexthops},
 		{"flanneld", "flanneld is gone from this host", []Part{PartHost, PartPrograms, PartNetwork}, flanneld},
-		{"vxlan-clash", "no other device has the overlay's VNI or port", []Part{PartNetwork, PartHost}, vxlanClash},
+		{"device-clash", "no other device has what the overlay's needs", []Part{PartNetwork, PartHost}, deviceClash},
 		{"udp-port-taken", "no program has the overlay's UDP port", []Part{PartNetwork, PartPrograms}, portTaken},
 		{"overlay-device", "the overlay's device is there, up and as planned", []Part{PartNetwork, PartHost, PartPrograms}, overlayDevice},
 		{"wrong-interface", "the overlay is on the device that leads to the peers", []Part{PartNetwork, PartHost}, wrongInterface},
 		{"overlapping-routes", "nobody else routes the overlay's range, or the peers", []Part{PartNetwork, PartHost, PartPaths}, overlappingRoutes},
-		{"not-programmed", "peers are routed into the overlay", []Part{PartNetwork, PartHost, PartPaths}, notProgrammed},
+		{"not-programmed", "what leads to the peers is in the kernel", []Part{PartNetwork, PartHost, PartPaths}, notProgrammed},
 
 		{"bridge-address", "the bridge has the lease's address", []Part{PartNetwork, PartHost, PartPrograms}, bridgeAddress},
 		{"live-restore", "Docker has no address from before", []Part{PartNetwork, PartHost, PartPrograms}, liveRestore},
@@ -35,13 +36,14 @@ func Checks() []Check {
 		{"docker-raw-drop", "nor does Docker in table raw", []Part{PartNetwork, PartFilter, PartRaw}, rawDrop},
 		{"br-netfilter", "packets between this host's containers are let through", []Part{PartNetwork, PartHost, PartFilter, PartBridged}, brNetfilter},
 		{"rp-filter", "the reverse path filter drops nothing that should come in", []Part{PartNetwork, PartHost, PartFilter, PartPaths}, rpFilter},
-		{"udp-filtered", "this host's packet filter lets the overlay's UDP packets pass", []Part{PartNetwork, PartFilter, PartUDP}, udpFiltered},
+		{"overlay-filtered", "this host's packet filter lets pass what carries the overlay's packets", []Part{PartNetwork, PartFilter, PartOuter}, outerFiltered},
 
 		{"mtu-containers", "containers' packets fit into the overlay", []Part{PartNetwork, PartHost, PartPrograms}, mtuContainers},
 		{"mtu-underlay", "the overlay's packets fit into the underlay", []Part{PartNetwork, PartHost}, mtuUnderlay},
 		{"mtu-path", "packets of full size get through to the peers", []Part{PartNetwork, PartHost, PartLong}, mtuPath},
 		{"checksum-offload", "packets arrive with a right checksum", []Part{PartNetwork, PartChecksum}, checksumOffload},
-		{"udp-blocked", "peers that are up answer over the overlay", []Part{PartNetwork, PartHost, PartPaths}, udpBlocked},
+		{"overlay-blocked", "peers that are up answer over the overlay", []Part{PartNetwork, PartHost, PartPaths}, outerBlocked},
+		{"no-handshake", "WireGuard's peers shake hands", []Part{PartNetwork, PartHost, PartPaths}, noHandshake},
 		{"peer-down", "all peers are up", []Part{PartNetwork, PartPaths}, peerDown},
 	}
 }

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/netip"
 	"os"
@@ -90,7 +91,7 @@ func (h *host) facts(t *testing.T) Facts {
 	}
 	h.Filter = ParseFilter(h.rules)
 	if tunnel := h.dev("tulle.1"); tunnel != nil && tunnel.VNI == 0 { // as the plan has it, unless it was made ill
-		_, link := tunnelOf(plan)
+		link := plan.State().Links["tulle.1"]
 		tunnel.VNI, tunnel.Port, tunnel.Local, tunnel.MTU = link.VXLAN.VNI, link.VXLAN.Port, link.VXLAN.Local, link.MTU
 	}
 	return *h.Facts
@@ -114,7 +115,7 @@ func well() *host {
 	h.Facts = &Facts{Unseen: map[Part]string{}, Host: "host1", Now: now, EnvPath: "/run/tulle/subnet.env", FlannelPath: flannelEnv,
 		Status: api.Status{Ready: true, Lease: &api.Lease{Key: "10.5.1.0-24", Expires: &expires, Renewed: &renewed}, Docker: api.DockerState{Bridge: "docker0"}},
 		Etcd:   api.Etcd{Endpoints: []api.EtcdEndpoint{{URL: "http://192.0.2.1:2379", Clock: 1}}, Revision: 200, Lease: &stored, TTL: 72000},
-		Env:    docker.Env{Network: p("10.5.0.0/16"), Bridge: p("10.5.1.1/24"), MTU: 1450, Masquerade: true},
+		Env:    docker.Env{Network: p("10.5.0.0/16"), Subnet: p("10.5.1.1/24"), Bridge: p("10.5.1.1/24"), MTU: 1450, Masquerade: true},
 		Devices: []Device{{Name: "lo", Up: true, MTU: 65536, Addrs: []netip.Prefix{p("127.0.0.1/8")}}, {Name: "eth0", Up: true, MTU: 1500, Addrs: []netip.Prefix{p("192.0.2.11/24")}},
 			{Name: "docker0", Kind: "bridge", Up: true, MTU: 1450, Addrs: []netip.Prefix{p("10.5.1.1/24")}}, {Name: "tulle.1", Kind: "vxlan", Up: true, Addrs: []netip.Prefix{p("10.5.1.0/32")}},
 			{Name: "veth1", Kind: "veth", Up: true, MTU: 1450, Master: "docker0"}},
@@ -125,7 +126,7 @@ func well() *host {
 	}
 	for i, ip := range []string{"192.0.2.12", "192.0.2.13"} {
 		vtep := netip.AddrFrom4([4]byte{10, 5, byte(i + 2), 0})
-		h.Paths = append(h.Paths, Path{Key: vtep.String() + "-24", Public: a(ip), VTEP: vtep, Outer: routeOf("192.0.2.0/24 dev eth0 proto 2"), Inner: kernel.Way{Prefix: netip.PrefixFrom(vtep, 24), Type: "unicast", Via: vtep, Dev: "tulle.1", Protocol: ours},
+		h.Paths = append(h.Paths, Path{Key: vtep.String() + "-24", Public: a(ip), Subnet: netip.PrefixFrom(vtep, 24), Inside: vtep, Outer: routeOf("192.0.2.0/24 dev eth0 proto 2"), Inner: kernel.Way{Prefix: netip.PrefixFrom(vtep, 24), Type: "unicast", Via: vtep, Dev: "tulle.1", Protocol: ours},
 			Underlay: true, Overlay: true, Longest: 1450, Checksum: probe.ChecksumFine})
 	}
 	return h
@@ -170,6 +171,91 @@ func (h *host) loseTunnel() {
 		h.Paths[i].Inner, h.Paths[i].Overlay, h.Paths[i].Longest, h.Paths[i].Checksum = byDefault, false, 0, probe.ChecksumUnknown
 	}
 }
+
+// leased is a lease's value, of a host with another backend than vxlan.
+func leased(ip, backend string) string {
+	data := map[string]string{"wireguard": `,"BackendData":{"PublicKey":"` + base64.StdEncoding.EncodeToString([]byte(fmt.Sprintf("%32s", ip))) + `","Port":51820}`, "l2": `,"BackendData":{"VNI":1}`}[backend]
+	if backend == "udp" || backend == "alloc" {
+		return fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":null}`, ip)
+	}
+	return fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":null,"BackendType":%q%s}`, ip, backend, data)
+}
+
+// carry has the network on another backend, as its Backend object says, and all well with it.
+func (h *host) carry(object string) {
+	h.view.Config = `{"Network":"10.5.0.0/16","Backend":` + object + `}`
+	config, _, err := subnet.ParseConfig([]byte(h.view.Config))
+	if err != nil {
+		panic(err)
+	}
+	for i, key := range []string{"10.5.1.0-24", "10.5.2.0-24", "10.5.3.0-24"} {
+		h.lease(key, leased(fmt.Sprintf("192.0.2.%d", 11+i), config.Backend.Type))
+	}
+	h.view.Self = h.view.Leases["10.5.1.0-24"]
+	stored := h.view.Self
+	h.Etcd.Lease = &stored
+	plan, err := Plan(h.view)
+	if err != nil {
+		panic(err)
+	}
+	s := plan.State()
+	h.Devices = slices.DeleteFunc(h.Devices, func(d Device) bool { return d.Name == "tulle.1" })
+	h.rules = strings.ReplaceAll(h.rules, " -i tulle.1", "")
+	if o := s.Outer(); o.Device != "" {
+		d := deviceOf(s.Links[o.Device])
+		d.Name, d.Up = o.Device, true
+		h.Devices = append(h.Devices, d)
+		h.Sysctls[conf(o.Device, "forwarding")] = "1"
+	}
+	for _, dev := range []string{"docker0", "veth1"} {
+		h.dev(dev).MTU = s.MTU
+	}
+	for a := range s.Addrs {
+		if h.dev(a.Dev).Addrs = append(h.dev(a.Dev).Addrs, a.Prefix); a.Dev == "docker0" {
+			h.dev(a.Dev).Addrs = []netip.Prefix{a.Prefix}
+		}
+	}
+	for i := range h.Paths {
+		p := &h.Paths[i]
+		row, _ := rowFor(plan, p.Subnet.Addr())
+		p.Direct, p.Inside, p.Longest = !row.tunnelled(), row.Inside, s.MTU
+		p.Overlay = row.Inside.IsValid()
+		p.Inner = kernel.Way{Prefix: row.Prefix, Type: "unicast", Via: row.Via, Dev: row.Dev, Protocol: ours}
+		if !row.routed() {
+			p.Inner = byDefault
+		}
+		if bridged(plan) {
+			p.Inner = routeOf("10.5.0.0/16 dev docker0 proto 2")
+		}
+	}
+}
+
+// carried is an illness of a host whose network has another backend.
+func carried(object string, make func(h *host)) func(h *host) {
+	return func(h *host) {
+		h.carry(object)
+		make(h)
+	}
+}
+
+// unrouted takes the route to the first peer away.
+func unrouted(h *host) {
+	h.silent(nil)
+	h.Paths[0].Inner = byDefault
+}
+
+func nothing(*host) {}
+
+// Backend objects.
+const (
+	hostGW    = `{"Type":"host-gw"}`
+	overIPIP  = `{"Type":"ipip"}`
+	overUDP   = `{"Type":"udp"}`
+	overWG    = `{"Type":"wireguard"}`
+	oneL2     = `{"Type":"l2"}`
+	leaseOnly = `{"Type":"alloc"}`
+	commands  = `{"Type":"extension","SubnetAddCommand":"ip route replace $SUBNET via $PUBLIC_IP"}`
+)
 
 // illnesses are what may be wrong, and the names of what must be found: nothing else.
 var illnesses = []struct {
@@ -221,9 +307,9 @@ var illnesses = []struct {
 	}, []string{"left-out", "left-out"}},
 
 	{"no VXLAN", func(h *host) {
-		h.NoVXLAN = true
+		h.Lacks = backend.KindVXLAN
 		h.loseTunnel()
-	}, []string{"kernel-vxlan"}},
+	}, []string{"kernel-module"}},
 	{"no nexthop objects", func(h *host) { h.NoNexthops = true }, []string{"kernel-nexthops"}},
 	{"flanneld runs", func(h *host) {
 		h.Programs = []Program{{PID: 77, Name: "flanneld", Args: []string{"flanneld", "--ip-masq"}}}
@@ -236,8 +322,8 @@ var illnesses = []struct {
 	{"another VXLAN device", func(h *host) {
 		h.loseTunnel()
 		h.Devices = append(h.Devices, Device{Name: "other", Kind: "vxlan", VNI: 1, Port: 8472})
-	}, []string{"vxlan-clash"}},
-	{"a geneve device on the port", func(h *host) { h.Devices = append(h.Devices, Device{Name: "gen", Kind: "geneve", VNI: 9, Port: 8472}) }, []string{"vxlan-clash"}},
+	}, []string{"device-clash"}},
+	{"a geneve device on the port", func(h *host) { h.Devices = append(h.Devices, Device{Name: "gen", Kind: "geneve", VNI: 9, Port: 8472}) }, []string{"device-clash"}},
 	{"VXLAN devices that are no harm", func(h *host) {
 		h.Devices = append(h.Devices, Device{Name: "a", Kind: "vxlan", VNI: 2, Port: 8472}, Device{Name: "b", Kind: "vxlan", VNI: 1, Port: 4789})
 	}, nil},
@@ -355,8 +441,8 @@ var illnesses = []struct {
 		h.Sysctls[conf("eth0", "rp_filter")] = "1"
 		h.Paths[0].Outer, h.Paths[0].Overlay = routeOf("192.0.2.12/32 dev eth1 proto 3"), false
 	}, []string{"overlapping-routes", "rp-filter"}},
-	{"UDP dropped coming in", func(h *host) { h.rule("filter", "-A INPUT -p udp -m udp --dport 8472 -j DROP"); h.silent(nil) }, []string{"udp-filtered"}},
-	{"UDP dropped by a policy", func(h *host) { h.rules = strings.ReplaceAll(h.rules, ":INPUT ACCEPT", ":INPUT DROP") }, []string{"udp-filtered"}},
+	{"UDP dropped coming in", func(h *host) { h.rule("filter", "-A INPUT -p udp -m udp --dport 8472 -j DROP"); h.silent(nil) }, []string{"overlay-filtered"}},
+	{"UDP dropped by a policy", func(h *host) { h.rules = strings.ReplaceAll(h.rules, ":INPUT ACCEPT", ":INPUT DROP") }, []string{"overlay-filtered"}},
 	{"UDP dropped, unless a set lets it in", func(h *host) {
 		h.rules = strings.ReplaceAll(h.rules, ":INPUT ACCEPT", ":INPUT DROP")
 		h.rule("filter", "-A INPUT -m set --match-set peers src -j ACCEPT")
@@ -367,7 +453,7 @@ var illnesses = []struct {
 	{"UDP dropped going out", func(h *host) {
 		h.rule("filter", "-A OUTPUT -d 192.0.2.12/32 -p udp -j REJECT --reject-with icmp-port-unreachable")
 		h.silent(nil)
-	}, []string{"udp-filtered"}},
+	}, []string{"overlay-filtered"}},
 
 	{"a container's cable too wide", func(h *host) { h.dev("veth1").MTU = 1500 }, []string{"mtu-containers"}},
 	{"the bridge too wide", func(h *host) { h.dev("docker0").MTU = 1500 }, []string{"mtu-containers"}},
@@ -378,18 +464,18 @@ var illnesses = []struct {
 	{"the underlay too narrow", func(h *host) { h.dev("eth0").MTU = 1400; h.Paths[0].Longest = 1350 }, []string{"mtu-underlay"}},
 	{"the path too narrow", func(h *host) { h.Paths[0].Longest = 1372 }, []string{"mtu-path"}},
 	{"checksums broken", func(h *host) { h.Paths[0].Checksum, h.Paths[1].Checksum = probe.ChecksumBroken, probe.ChecksumBroken }, []string{"checksum-offload"}},
-	{"blocked, to the peer", func(h *host) { h.silent(heardAgo(60*time.Second, 59*time.Second, time.Second)) }, []string{"udp-blocked"}},
-	{"blocked, from the peer", func(h *host) { h.silent(heardAgo(60*time.Second, 2*time.Second, 61*time.Second)) }, []string{"udp-blocked"}},
-	{"blocked, both ways", func(h *host) { h.silent(heardAgo(60*time.Second, 60*time.Second, 58*time.Second)) }, []string{"udp-blocked"}},
-	{"blocked, just now", func(h *host) { h.silent(heardAgo(4*time.Second, 2*time.Second, 3*time.Second)) }, []string{"udp-blocked"}},
-	{"blocked, to the peer, since a while of both", func(h *host) { h.silent(heardAgo(90*time.Second, 65*time.Second, 2*time.Second)) }, []string{"udp-blocked"}},
-	{"blocked, a flannel host", func(h *host) { p := heardAgo(time.Minute, 0, time.Minute); p.HeardUs = time.Time{}; h.silent(p) }, []string{"udp-blocked"}},
-	{"blocked since ever", func(h *host) { h.silent(&api.Probe{HeardUs: now}) }, []string{"udp-blocked"}},
-	{"blocked, nobody knows which way", func(h *host) { h.silent(nil) }, []string{"udp-blocked"}},
+	{"blocked, to the peer", func(h *host) { h.silent(heardAgo(60*time.Second, 59*time.Second, time.Second)) }, []string{"overlay-blocked"}},
+	{"blocked, from the peer", func(h *host) { h.silent(heardAgo(60*time.Second, 2*time.Second, 61*time.Second)) }, []string{"overlay-blocked"}},
+	{"blocked, both ways", func(h *host) { h.silent(heardAgo(60*time.Second, 60*time.Second, 58*time.Second)) }, []string{"overlay-blocked"}},
+	{"blocked, just now", func(h *host) { h.silent(heardAgo(4*time.Second, 2*time.Second, 3*time.Second)) }, []string{"overlay-blocked"}},
+	{"blocked, to the peer, since a while of both", func(h *host) { h.silent(heardAgo(90*time.Second, 65*time.Second, 2*time.Second)) }, []string{"overlay-blocked"}},
+	{"blocked, a flannel host", func(h *host) { p := heardAgo(time.Minute, 0, time.Minute); p.HeardUs = time.Time{}; h.silent(p) }, []string{"overlay-blocked"}},
+	{"blocked since ever", func(h *host) { h.silent(&api.Probe{HeardUs: now}) }, []string{"overlay-blocked"}},
+	{"blocked, nobody knows which way", func(h *host) { h.silent(nil) }, []string{"overlay-blocked"}},
 	{"blocked, and a rule that may be why", func(h *host) {
 		h.rule("filter", "-A INPUT -p udp -m set ! --match-set peers src -j DROP")
 		h.silent(nil)
-	}, []string{"udp-blocked"}},
+	}, []string{"overlay-blocked"}},
 	{"a peer down", func(h *host) { h.silent(nil); h.Paths[0].Underlay = false }, []string{"peer-down"}},
 	{"all peers down", func(h *host) {
 		for i := range h.Paths {
@@ -408,7 +494,93 @@ var illnesses = []struct {
 			h.Paths[i].Direct, h.Paths[i].Inner.Dev, h.Paths[i].Inner.Via = true, "eth0", h.Paths[i].Public
 		}
 		h.silent(nil)
-	}, []string{"peer-down"}},
+	}, []string{"overlay-blocked"}},
+
+	{"host-gw", carried(hostGW, nothing), nil},
+	{"host-gw: a route missing", carried(hostGW, unrouted), []string{"not-programmed"}},
+	{"host-gw: a peer is silent", carried(hostGW, func(h *host) { h.silent(nil) }), []string{"overlay-blocked"}},
+	{"host-gw: a peer is down", carried(hostGW, func(h *host) { h.silent(nil); h.Paths[0].Underlay = false }), []string{"peer-down"}},
+	{"host-gw: a peer on another segment", carried(hostGW, func(h *host) { h.lease("10.5.9.0-24", leased("198.51.100.9", "host-gw")) }), []string{"left-out"}},
+	{"host-gw: hosts that still have vxlan", carried(hostGW, func(h *host) {
+		h.lease("10.5.8.0-24", leaseOf("192.0.2.98", "0a:00:00:00:00:98"))
+		h.lease("10.5.9.0-24", leaseOf("192.0.2.99", "0a:00:00:00:00:99"))
+	}), []string{"left-out"}},
+	{"host-gw: the path too narrow", carried(hostGW, func(h *host) { h.Paths[0].Longest = 1400 }), []string{"mtu-path"}},
+	{"host-gw: strict filter, not masqueraded", carried(hostGW, func(h *host) {
+		h.Sysctls[conf("all", "rp_filter")] = "1"
+		h.rules = strings.ReplaceAll(h.rules, "-A POSTROUTING -j TULLE-POSTROUTING\n", "")
+	}), nil},
+	{"host-gw: without a bridge", carried(hostGW, func(h *host) {
+		h.view.Options.Bridge = ""
+		for i := range h.Paths {
+			h.Paths[i].Inside, h.Paths[i].Overlay, h.Paths[i].Longest = netip.Addr{}, false, 0
+		}
+	}), nil},
+	{"ipip", carried(overIPIP, nothing), nil},
+	{"ipip: no module", carried(overIPIP, func(h *host) { h.Lacks = backend.KindIPIP; h.Devices = h.Devices[:len(h.Devices)-1]; unrouted(h) }), []string{"kernel-module"}},
+	{"ipip: another device has its addresses", carried(overIPIP, func(h *host) {
+		h.Devices[len(h.Devices)-1].Name = "other"
+		unrouted(h)
+	}), []string{"device-clash"}},
+	{"ipip: devices that are no harm", carried(overIPIP, func(h *host) {
+		h.Devices = append(h.Devices, Device{Name: "tunl0", Kind: "ipip"}, Device{Name: "to-one", Kind: "ipip", Local: netip.MustParseAddr("192.0.2.11"), Remote: netip.MustParseAddr("192.0.2.12")})
+	}), nil},
+	{"ipip: dropped coming in", carried(overIPIP, func(h *host) { h.rule("filter", "-A INPUT -p ipencap -j DROP"); h.silent(nil) }), []string{"overlay-filtered"}},
+	{"ipip: dropped by a policy that lets UDP in", carried(overIPIP, func(h *host) {
+		h.rules = strings.ReplaceAll(h.rules, ":INPUT ACCEPT", ":INPUT DROP")
+		h.rule("filter", "-A INPUT -p udp -j ACCEPT")
+	}), []string{"overlay-filtered"}},
+	{"ipip: let in by its number", carried(overIPIP, func(h *host) {
+		h.rules = strings.ReplaceAll(h.rules, ":INPUT ACCEPT", ":INPUT DROP")
+		h.rule("filter", "-A INPUT -p 4 -j ACCEPT")
+	}), nil},
+	{"ipip: blocked", carried(overIPIP, func(h *host) { h.silent(heardAgo(60*time.Second, 59*time.Second, time.Second)) }), []string{"overlay-blocked"}},
+	{"udp", carried(overUDP, nothing), nil},
+	{"udp: no TUN", carried(overUDP, func(h *host) { h.Lacks = backend.KindTUN; h.Devices = h.Devices[:len(h.Devices)-1]; unrouted(h) }), []string{"kernel-module"}},
+	{"udp: no agent", carried(overUDP, func(h *host) {
+		h.Absent, h.Unseen[PartAgent] = "no agent answers: there is no /run/tulle/agent.sock", "no agent answers"
+		h.Status = api.Status{}
+		h.silent(nil)
+	}), []string{"agent", "overlay-device"}},
+	{"udp: a peer's agent stopped", carried(overUDP, func(h *host) { h.silent(nil) }), []string{"overlay-blocked"}},
+	{"udp: a VXLAN device has the port", carried(overUDP, func(h *host) { h.Devices = append(h.Devices, Device{Name: "other", Kind: "vxlan", VNI: 9, Port: 8285}) }), []string{"device-clash"}},
+	{"udp: a program on the port", carried(overUDP, func(h *host) {
+		h.Programs = []Program{{PID: 7, Name: "flanneld.old", Listens: true}}
+	}), []string{"udp-port-taken"}},
+	{"udp: the path too narrow", carried(overUDP, func(h *host) { h.Paths[0].Longest = 1372 }), []string{"mtu-path"}},
+	{"wireguard", carried(overWG, nothing), nil},
+	{"wireguard: in a process", func(h *host) { h.view.Userspace = true; h.carry(overWG) }, nil},
+	{"wireguard: no module", carried(overWG, func(h *host) { h.Lacks = backend.KindWireGuard; h.Devices = h.Devices[:len(h.Devices)-1]; unrouted(h) }), []string{"kernel-module"}},
+	{"wireguard: a peer is silent", carried(overWG, func(h *host) { h.silent(nil) }), []string{"overlay-blocked"}},
+	{"wireguard: no handshake", carried(overWG, func(h *host) { h.silent(nil); h.Paths[0].Shaken = &time.Time{} }), []string{"no-handshake"}},
+	{"wireguard: none any more", carried(overWG, func(h *host) { at := now.Add(-10 * time.Minute); h.silent(nil); h.Paths[0].Shaken = &at }), []string{"no-handshake"}},
+	{"wireguard: a handshake, and then silence", carried(overWG, func(h *host) { at := now.Add(-time.Minute); h.silent(nil); h.Paths[0].Shaken = &at }), []string{"overlay-blocked"}},
+	{"wireguard: two leases with one key", carried(overWG, func(h *host) {
+		h.lease("10.5.9.0-24", strings.ReplaceAll(leased("192.0.2.13", "wireguard"), `"PublicIP":"192.0.2.13"`, `"PublicIP":"192.0.2.99"`))
+	}), []string{"duplicate-key", "left-out"}},
+	{"l2", carried(oneL2, nothing), nil},
+	{"l2: a flooding entry missing", carried(oneL2, func(h *host) {
+		h.silent(nil)
+		h.Paths[0].Entry = wrong("no entry 00:00:00:00:00:00 dev tulle.1 dst 192.0.2.12", "no broadcast gets there, nor what asks for a container's MAC", "start the agent")
+	}), []string{"not-programmed"}},
+	{"l2: the device is no port of the bridge", carried(oneL2, func(h *host) { h.Devices[len(h.Devices)-1].Master = ""; h.silent(nil) }), []string{"overlay-device"}},
+	{"l2: bridged packets dropped", carried(oneL2, func(h *host) { h.rule("filter", "-A FORWARD -i docker0 -o docker0 -j REJECT") }), []string{"forward-shadowed"}},
+	{"l2: bridged packets not asked", carried(oneL2, func(h *host) {
+		h.rule("filter", "-A FORWARD -j DROP")
+		h.Sysctls[bridgeCall] = "0"
+	}), nil},
+	{"l2: Docker's raw drop", carried(oneL2, func(h *host) { h.rule("raw", "-A PREROUTING -d 10.5.1.7/32 ! -i docker0 -j DROP") }), nil},
+	{"alloc", carried(leaseOnly, nothing), nil},
+	{"alloc: a peer down", carried(leaseOnly, func(h *host) { h.Paths[0].Underlay = false }), []string{"peer-down"}},
+	{"alloc: the operator's route", carried(leaseOnly, func(h *host) {
+		h.Routes = append(h.Routes, Route{Dst: netip.MustParsePrefix("10.5.2.0/24"), Dev: "eth0", Via: netip.MustParseAddr("192.0.2.12"), Table: 254, Kind: "unicast"})
+		h.Paths[0].Inner = routeOf("10.5.2.0/24 dev eth0 proto 3")
+	}), nil},
+	{"extension", carried(commands, func(h *host) {
+		h.Routes = append(h.Routes, Route{Dst: netip.MustParsePrefix("10.5.2.0/24"), Dev: "eth0", Via: netip.MustParseAddr("192.0.2.12"), Table: 254, Kind: "unicast"})
+		h.Paths[0].Inner = routeOf("10.5.2.0/24 dev eth0 proto 3")
+	}), nil},
+	{"extension: a peer is silent", carried(commands, func(h *host) { h.silent(nil) }), []string{"overlay-blocked"}},
 	{"nothing known but the host", func(h *host) {
 		h.Unseen = map[Part]string{PartAgent: "no agent answers", PartNetwork: "etcd is out of reach", PartPaths: "no peer is known", PartLong: "no peer is known", PartChecksum: "no peer is known"}
 		h.Absent, h.Etcd = "no agent answers: there is no socket", api.Etcd{Error: "etcd is out of reach"}
@@ -465,7 +637,7 @@ func TestChecks(t *testing.T) {
 
 // TestUnchecked takes a part of the facts away at a time. Checks that need it can't be made, and no other is in the way.
 func TestUnchecked(t *testing.T) {
-	for _, part := range []Part{PartAgent, PartNetwork, PartEtcd, PartHost, PartKernel, PartFilter, PartPrograms, PartEnv, PartPaths, PartLong, PartChecksum, PartForward, PartRaw, PartBridged, PartUDP} {
+	for _, part := range []Part{PartAgent, PartNetwork, PartEtcd, PartHost, PartKernel, PartFilter, PartPrograms, PartEnv, PartPaths, PartLong, PartChecksum, PartForward, PartRaw, PartBridged, PartOuter} {
 		h := well()
 		h.Unseen[part] = "it is hidden"
 		r := Examine(h.facts(t))

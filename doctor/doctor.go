@@ -29,7 +29,7 @@ const (
 	PartForward  Part = "forward"  // what Filter does to packets in FORWARD; this and the next three only if that can be told
 	PartRaw      Part = "raw"      // and in table raw
 	PartBridged  Part = "bridged"  // and to those that pass the bridge
-	PartUDP      Part = "udp"      // and to the overlay's own
+	PartOuter    Part = "outer"    // and to those that carry the overlay's
 )
 
 // Check looks for one kind of fault.

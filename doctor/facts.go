@@ -38,7 +38,7 @@ type Facts struct {
 	Filter       Filter
 	Programs     []Program     // of this network namespace, and of interest
 	DockerConfig docker.Config // daemon.json of the dockerd among Programs
-	NoVXLAN      bool          // the kernel can't do VXLAN
+	Lacks        backend.Kind  // the kind of device that the backend needs and the kernel can't make; "" for none
 	NoNexthops   bool          // the kernel has no nexthop objects
 	EnvPath      string
 	Env          docker.Env
@@ -53,9 +53,9 @@ type Device struct {
 	Name, Kind, Master string
 	MTU                int
 	Up                 bool
-	VNI                uint32 // of a tunnel
-	Port               uint16 // UDP, of a tunnel
-	Local              netip.Addr
+	VNI                uint32     // of a tunnel
+	Port               uint16     // UDP, of a tunnel
+	Local, Remote      netip.Addr // of a tunnel; not valid for any
 	Addrs              []netip.Prefix
 }
 
@@ -81,23 +81,25 @@ type Program struct {
 	PID     int
 	Name    string
 	Args    []string // never to be shown
-	Listens bool     // on the overlay's UDP port
+	Listens bool     // on the overlay's UDP port, and is no agent
 }
 
 // Path is the way to a peer, as it was tried.
 type Path struct {
 	Key      string
 	Public   netip.Addr // on the underlay
-	VTEP     netip.Addr // on the overlay
+	Subnet   netip.Prefix
+	Inside   netip.Addr // where its host answers inside the overlay; not valid if nowhere, or if this host has no address there to ask from
 	Direct   bool       // its packets are not encapsulated
 	Outer    kernel.Way // of packets to Public
 	Inner    kernel.Way // of containers' packets to its containers
 	Entry    Hop        // what is wrong with the kernel's entries for it, if it does not answer; the zero Hop: nothing
 	Underlay bool       // Public answers
-	Overlay  bool       // VTEP answers
-	Longest  int        // packet that VTEP answers, bytes; 0 if not tried
+	Overlay  bool       // Inside answers
+	Longest  int        // packet that Inside answers, bytes; 0 if not tried
 	Checksum probe.Checksummed
 	Heard    *api.Probe // what the agent's own probes over the overlay say
+	Shaken   *time.Time // WireGuard's last handshake with it, in year 1 if there never was one; nil: not known
 }
 
 // Options say what to look at.
@@ -198,14 +200,14 @@ func (f *Facts) lookAtEtcd(ctx context.Context, source Source) error {
 
 func (f *Facts) lookAtEnv(context.Context) (err error) {
 	if e, err := docker.ReadEnv(f.FlannelPath); err == nil && f.EnvPath != f.FlannelPath {
-		f.FlannelEnv = e.Bridge
+		f.FlannelEnv = e.Subnet
 	}
 	f.Env, err = docker.ReadEnv(f.EnvPath)
 	return err
 }
 
-// tunnel returns the device that the network's packets are encapsulated by.
-func (f Facts) tunnel() (name string, link backend.Link) { return tunnelOf(f.Plan) }
+// outer is how the network's packets look on the underlay, where they are encapsulated.
+func (f Facts) outer() backend.Outer { return f.Plan.State().Outer() }
 
 // device returns a device by its name; none has the empty one.
 func (f Facts) device(name string) (Device, bool) {

@@ -19,7 +19,7 @@ import (
 type Packet struct {
 	In, Out    string     // devices; "" for none: made by this host, or for it
 	Src, Dst   netip.Addr // both of one family
-	Protocol   string     // icmp, tcp or udp; icmp is an echo request, or the reply if State is ESTABLISHED
+	Protocol   string     // icmp, tcp, udp or ipencap (IPIP); icmp is an echo request, or the reply if State is ESTABLISHED
 	Port       uint16     // destination
 	SourcePort uint16
 	State      string // connection tracking's: NEW, ESTABLISHED…
@@ -196,7 +196,9 @@ func parseMatch(option, value string) match {
 	case "-o":
 		return func(p Packet) answer { return is(matchDevice(value, p.Out)) }
 	case "-p":
-		return func(p Packet) answer { return is(value == p.Protocol || value == "all") }
+		return func(p Packet) answer {
+			return is(value == "all" || value == p.Protocol || slices.Contains(protocols[p.Protocol], value))
+		}
 	case "--dport", "--dports":
 		return matchPorts(value, func(p Packet) uint16 { return p.Port })
 	case "--sport", "--sports":
@@ -224,6 +226,12 @@ func parseMatch(option, value string) match {
 	}
 	return unknown
 }
+
+// protocols are other names that iptables-save gives a protocol, depending on /etc/protocols: its number first.
+var protocols = map[string][]string{"icmp": {"1"}, "tcp": {"6"}, "udp": {"17"}, "ipencap": {"4", "ipv4"}}
+
+// numberOf is a protocol's number, which iptables takes whatever names it knows.
+func numberOf(protocol string) string { return protocols[protocol][0] }
 
 func matchPrefix(value string, of func(Packet) netip.Addr) match {
 	prefix, err := netip.ParsePrefix(value)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/agent/docker"
+	"github.com/tulle-net/tulle/backend"
 )
 
 // ours is the protocol number of the agent's routes.
@@ -51,6 +52,10 @@ func (f *Facts) lookAtDevices(links []netlink.Link, names map[int]string) error 
 		case *netlink.Vxlan:
 			d.VNI, d.Port = uint32(tunnel.VxlanId), uint16(tunnel.Port)
 			d.Local, _ = netip.AddrFromSlice(tunnel.SrcAddr)
+		case *netlink.Iptun:
+			d.Local, d.Remote = specified(tunnel.Local), specified(tunnel.Remote)
+		case *netlink.Tuntap:
+			d.Kind = string(backend.KindTUN) // the library's word is another
 		case *netlink.Geneve:
 			d.VNI, d.Port = tunnel.ID, tunnel.Dport
 		}
@@ -62,6 +67,15 @@ func (f *Facts) lookAtDevices(links []netlink.Link, names map[int]string) error 
 		f.Devices = append(f.Devices, d)
 	}
 	return nil
+}
+
+// specified is an address, not valid for one that stands for any.
+func specified(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip.To4())
+	if a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
 }
 
 // prefix takes a netlink prefix, which may be nil, as it is: with the bits beyond its length.
@@ -157,8 +171,7 @@ func (f *Facts) lookAtSysctls() error {
 		for name := range f.Plan.State().Sysctls {
 			names = append(names, name)
 		}
-		tunnel, _ := f.tunnel()
-		for _, device := range []string{tunnel, f.Plan.Host().Bridge, f.Plan.Host().Underlay.Device} {
+		for _, device := range []string{f.outer().Device, f.Plan.Host().Bridge, f.Plan.Host().Underlay.Device} {
 			names = append(names, conf(device, "rp_filter"), conf(device, "forwarding"))
 		}
 	}
@@ -179,7 +192,7 @@ func (f *Facts) lookAtKernel(context.Context) error {
 	request.AddData(nexthops{})
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	f.NoNexthops = errors.Is(err, unix.EOPNOTSUPP)
-	if slices.ContainsFunc(f.Devices, func(d Device) bool { return d.Kind == "vxlan" }) {
+	if f.Plan == nil || f.outer().Kind == "" || slices.ContainsFunc(f.Devices, func(d Device) bool { return d.Kind == string(f.outer().Kind) }) {
 		return nil
 	}
 	done := make(chan error)
@@ -187,18 +200,42 @@ func (f *Facts) lookAtKernel(context.Context) error {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		if err == nil {
-			err = netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "try"}, VxlanId: 1, Port: 8472})
+			err = try(f.outer().Kind)
+		}
+		if f.outer().Kind == backend.KindWireGuard && errors.Is(err, unix.EOPNOTSUPP) { // the agent does it itself, then
+			err = try(backend.KindTUN)
 		}
 		done <- err
 	}()
-	if err = <-done; errors.Is(err, unix.EOPNOTSUPP) {
-		f.NoVXLAN = true
-		return nil
+	err = <-done
+	for _, missing := range []error{unix.EOPNOTSUPP, unix.ENOENT, unix.ENODEV, unix.ENXIO} {
+		if errors.Is(err, missing) {
+			f.Lacks = f.outer().Kind
+			return nil
+		}
 	}
 	if err != nil {
-		return fmt.Errorf("whether the kernel has VXLAN can't be tried: %w: run it as root", err)
+		return fmt.Errorf("whether the kernel has %s can't be tried: %w: run it as root", f.outer().Kind, err)
 	}
 	return nil
+}
+
+// try makes a device of a kind; of TUN it asks only whether it could.
+func try(kind backend.Kind) error {
+	attrs := netlink.LinkAttrs{Name: "try"}
+	switch kind {
+	case backend.KindTUN:
+		file, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		return file.Close()
+	case backend.KindIPIP:
+		return netlink.LinkAdd(&netlink.Iptun{LinkAttrs: attrs, Local: net.IPv4(192, 0, 2, 1)}) // one for any address is there with the module
+	case backend.KindWireGuard:
+		return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	}
+	return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: 8472})
 }
 
 const rtmGetNexthop = 106 // linux/rtnetlink.h, Linux ≥ 5.3
@@ -217,8 +254,7 @@ func (f *Facts) lookAtPrograms(context.Context) error {
 	}
 	port := uint16(0)
 	if f.Plan != nil {
-		_, link := f.tunnel()
-		port = link.VXLAN.Port
+		port = f.outer().Port
 	}
 	inodes := socketsOn(port)
 	processes, err := filepath.Glob("/proc/[0-9]*")
@@ -235,7 +271,7 @@ func (f *Facts) lookAtPrograms(context.Context) error {
 		if err != nil || ns != here { // it has ended, or is a container's
 			continue
 		}
-		if p.Listens = opens(dir, inodes); known || p.Listens {
+		if p.Listens = !p.agent() && opens(dir, inodes); known || p.Listens {
 			f.Programs = append(f.Programs, p)
 		}
 		if p.Name == "dockerd" {
@@ -254,6 +290,9 @@ func program(dir string) Program {
 	p.PID, _ = strconv.Atoi(filepath.Base(dir))
 	return p
 }
+
+// agent reports whether a process is an agent, which may stand behind the overlay's device itself.
+func (p Program) agent() bool { return p.Name == "tulle" && slices.Contains(p.Args, "agent") }
 
 // String leaves out the arguments: there may be passwords among them.
 func (p Program) String() string { return fmt.Sprintf("process %d (%s)", p.PID, p.Name) }

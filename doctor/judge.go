@@ -27,6 +27,8 @@ const (
 	hopNexthop    = "nexthop"
 	hopNeighbour  = "neighbour"
 	hopFDB        = "fdb"
+	hopFlood      = "flood"
+	hopEndpoint   = "endpoint"
 	hopUnderlay   = "underlay"
 	hopFirewall   = "firewall"
 	hopForward    = "forward"
@@ -77,17 +79,29 @@ func (f *PathFacts) judgePeer(add func(string, Hop)) {
 		add(hopRoute, skipped(f.Forwarded.String()))
 		return
 	}
-	if row.Tunnelled {
+	if row.tunnelled() {
 		add(hopDevice, f.device())
 	}
-	if f.arrives() != "" {
+	if f.arrives() != "" && !f.atBridge() {
 		add(hopForwarding, f.forwarding())
 	}
-	add(hopRoute, f.route(row))
-	add(hopNexthop, f.nexthop(row))
-	if row.Tunnelled {
+	switch {
+	case row.routed():
+		add(hopRoute, f.route(row))
+		add(hopNexthop, f.nexthop(row))
+	case bridged(f.Plan):
+		add(hopBridge, f.bridge())
+		add(hopRoute, f.connected())
+		add(hopFlood, f.flood(row))
+	default:
+		add(hopRoute, f.operators(row))
+	}
+	if row.MAC != (backend.MAC{}) {
 		add(hopNeighbour, f.neighbour(row))
 		add(hopFDB, f.fdb(row))
+	}
+	if row.Endpoint.IsValid() {
+		add(hopEndpoint, f.endpoint(row))
 	}
 	add(hopUnderlay, f.underlay(row))
 	if err := f.Unseen[hopFirewall]; err != nil {
@@ -176,7 +190,7 @@ func (f *PathFacts) lease() Hop {
 	switch {
 	case stored.LeftOut != "" || left:
 		return wrong(what, "it is left out here: "+cmp.Or(stored.LeftOut, rejected.Error()), fmt.Sprintf("put it right on %s, or release it: tulle lease release %s", public, p))
-	case stored.Reserved && lease.Idle():
+	case stored.Reserved && lease.Idle() && !f.Plan.IsPeer(stored.Key, subnet.Entry{Lease: lease, Reserved: true}):
 		return wrong(what, "its host has not come yet", fmt.Sprintf("start the agent on %s", public))
 	case e.Error != "":
 		return unknown(what, "etcd does not say whether it still is: "+e.Error)
@@ -198,17 +212,19 @@ func (f *PathFacts) lease() Hop {
 }
 
 func (f *PathFacts) device() Hop {
-	name, want := tunnelOf(f.Plan)
-	have := f.Links[name]
+	name := f.Plan.State().Outer().Device
+	want, have := f.Plan.State().Links[name], f.Links[name]
 	up := have
 	up.Down = false
 	switch {
 	case have.Kind == "":
 		return wrong(name, "there is no such device", f.heal(""))
 	case have.Down:
-		return wrong(fmt.Sprintf("%s is down, %s", name, have), "it is down, which also removes its routes and neighbours", f.heal("ip link set "+name+" up"))
+		return wrong(fmt.Sprintf("%s is down, %s", name, have), "it is down, which also removes its routes", f.heal("ip link set "+name+" up"))
 	case up != want:
 		return wrong(name+" "+have.String(), "it should be "+want.String(), f.heal(""))
+	case want.Kind == backend.KindTUN && !f.Agent:
+		return wrong(name+" "+have.String(), "the agent itself carries its packets, and it does not run", f.heal(""))
 	}
 	return right(name + " " + have.String())
 }
@@ -275,23 +291,63 @@ func (f *PathFacts) neighbour(row row) Hop {
 }
 
 func (f *PathFacts) fdb(row row) Hop {
-	command := fmt.Sprintf("bridge fdb replace %s dev %s dst %s self permanent", row.MAC, row.Dev, row.VTEP)
+	command := fmt.Sprintf("bridge fdb replace %s dev %s dst %s self permanent", row.MAC, row.Dev, row.Public)
 	switch {
 	case f.Links[row.Dev].Kind == "":
 		return skipped(fmt.Sprintf("%s dev %s", row.MAC, row.Dev))
 	case !f.VTEP.IsValid():
 		return wrong(fmt.Sprintf("no entry for %s dev %s", row.MAC, row.Dev), "frames for it are sent nowhere", f.heal(command))
-	case f.VTEP != row.VTEP:
-		return wrong(fmt.Sprintf("%s dev %s dst %s", row.MAC, row.Dev, f.VTEP), fmt.Sprintf("its lease says %s", row.VTEP), f.heal(command))
+	case f.VTEP != row.Public:
+		return wrong(fmt.Sprintf("%s dev %s dst %s", row.MAC, row.Dev, f.VTEP), fmt.Sprintf("its lease says %s", row.Public), f.heal(command))
 	}
 	return right(fmt.Sprintf("%s dev %s dst %s", row.MAC, row.Dev, f.VTEP))
 }
 
-// underlay judges the route that the encapsulated packets take.
+// endpoint says where a device sends to that is not the kernel's to look into.
+func (f *PathFacts) endpoint(row row) Hop {
+	what := fmt.Sprintf("%s is sent to %s by %s", row.Prefix, row.Endpoint, row.Dev)
+	switch {
+	case f.Links[row.Dev].Kind == "":
+		return skipped(what)
+	case f.Shaken == nil:
+		return right(what)
+	case f.Shaken.IsZero():
+		return noted(what, "there was no handshake yet: the first packet begins one")
+	}
+	return right(fmt.Sprintf("%s, last handshake at %s UTC", what, f.Shaken.UTC().Format(time.TimeOnly)))
+}
+
+// flood judges the entry by which a peer gets a copy of what has no one destination: all that asks for its containers' MACs.
+func (f *PathFacts) flood(row row) Hop {
+	dev := row.Outer.Device
+	what := fmt.Sprintf("%s dev %s dst %s", backend.MAC{}, dev, row.Public)
+	switch {
+	case f.Links[dev].Kind == "":
+		return skipped(what)
+	case !f.Flood:
+		return wrong("no entry "+what, "no broadcast gets there, nor what asks for a container's MAC", f.heal("bridge fdb append "+what+" self permanent"))
+	}
+	return right(what)
+}
+
+// operators tells of the route that the operator's own means have made, or not.
+func (f *PathFacts) operators(row row) Hop {
+	who := "the network's backend is alloc, which makes no routes: this is the operator's own business"
+	fix := fmt.Sprintf("make a way to %s, behind %s, by whatever carries your packets", row.Prefix, row.Public)
+	if carriage(f.Plan) == "extension" {
+		who = "it is the extension's commands that make the way, not the agent"
+		fix = fmt.Sprintf("see that SubnetAddCommand (tulle config get) made a way to %s, behind %s: tulle events says if it failed", row.Prefix, row.Public)
+	}
+	if !f.Forwarded.Prefix.IsValid() || f.Forwarded.Type != "unicast" {
+		return wrong(f.Forwarded.String(), who+", and this host has no way there", fix)
+	}
+	return noted(f.Forwarded.String(), who)
+}
+
+// underlay judges the route that packets to the peer's host take.
 func (f *PathFacts) underlay(row row) Hop {
 	way, device := f.Underlay, f.Plan.Host().Underlay.Device
-	_, lease, _ := f.peer()
-	public := lease.PublicIP.Of(subnet.FamilyOf(f.Address))
+	public := row.Public
 	what := fmt.Sprintf("%s: %s", public, way)
 	switch {
 	case !way.Prefix.IsValid():
@@ -300,113 +356,12 @@ func (f *PathFacts) underlay(row row) Hop {
 		return wrong(what, public.String()+" is an address of this host itself", "take it away from here, or correct the peer's --public-ip")
 	case way.Type != "unicast":
 		return wrong(what, "that route leads nowhere", fmt.Sprintf("delete it: ip route del %s %s", way.Type, way.Prefix))
-	case way.Dev == row.Dev && row.Tunnelled:
+	case row.tunnelled() && way.Dev == row.Outer.Device:
 		return wrong(what, "that is the overlay itself: what carries it can't go through it", "ip route del "+routeSpec(way)+", and give the underlay a range outside of the network's")
 	case way.Dev != device:
 		return noted(what, fmt.Sprintf("the overlay uses %s: tulle agent --iface chooses another", device))
 	}
 	return right(what)
-}
-
-// passage is what a packet goes through in the packet filter at one place.
-type passage struct {
-	name   string
-	chains [][2]string // tables and chains, in the kernel's order
-	packet Packet
-	accept string // a rule that lets it pass
-}
-
-// passages are those of a packet from a container, of its encapsulation, and of the answer.
-func (f *PathFacts) passages(row row) (list []passage) {
-	h := f.Plan.Host()
-	family := subnet.FamilyOf(f.Address)
-	network, device := h.Config.Range.Of(family).Network, h.Underlay.Device
-	in, container := f.arrives(), f.source()
-	if f.Container != nil && f.Container.Host {
-		in = ""
-	}
-	both := fmt.Sprintf("-s %s -d %s -j ACCEPT", network, network)
-	if in != "" {
-		out := Packet{In: in, Out: row.Dev, Src: container, Dst: f.Address, Protocol: "icmp", State: "NEW"}
-		leaving := out
-		leaving.In = ""
-		list = append(list, passage{hopForward, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}, {"filter", "FORWARD"}}, out, both},
-			passage{hopMasquerade, [][2]string{{"nat", "POSTROUTING"}}, leaving, both})
-	}
-	if _, link := tunnelOf(f.Plan); row.Tunnelled {
-		local := h.Underlay.Local.Of(family)
-		sent := Packet{Out: device, Src: local, Dst: row.VTEP, Protocol: "udp", Port: link.VXLAN.Port, State: "NEW"}
-		got := Packet{In: device, Src: row.VTEP, Dst: local, Protocol: "udp", Port: link.VXLAN.Port, State: "NEW", Local: true}
-		udp := fmt.Sprintf("-p udp --dport %d -j ACCEPT", link.VXLAN.Port)
-		list = append(list, passage{hopOutput, [][2]string{{"raw", "OUTPUT"}, {"mangle", "OUTPUT"}, {"filter", "OUTPUT"}}, sent, udp},
-			passage{hopInput, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}, got, udp})
-	}
-	if in != "" && !f.elsewhere() { // or it comes to this host's own address
-		answer := Packet{In: row.Dev, Out: in, Src: f.Address, Dst: container, Protocol: "icmp", State: "ESTABLISHED"}
-		list = append(list, passage{hopReturn, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}, {"filter", "FORWARD"}}, answer, both})
-	}
-	return list
-}
-
-// String is the packet as a network engineer writes it.
-func (p Packet) String() string {
-	text := p.Protocol
-	if p.Port != 0 {
-		text += fmt.Sprintf(" port %d", p.Port)
-	}
-	text += fmt.Sprintf(" %s > %s", p.Src, p.Dst)
-	if p.In != "" {
-		text += " in " + p.In
-	}
-	if p.Out != "" {
-		text += " out " + p.Out
-	}
-	return text
-}
-
-// pass walks a packet through its chains.
-func (f *PathFacts) pass(p passage) Hop {
-	packet, doubtful, what := p.packet, []string(nil), p.packet.String()
-	for _, at := range p.chains {
-		packet.Out = p.packet.Out
-		if at[1] == "PREROUTING" {
-			packet.Out = ""
-		}
-		v := f.Filter.Verdict(at[0], at[1], packet)
-		packet.Mark = v.Mark
-		doubtful = append(doubtful, v.Doubtful...)
-		hidden := p.name == hopMasquerade && slices.Contains([]string{"MASQUERADE", "SNAT", "NETMAP"}, v.Target)
-		switch {
-		case v.Accept && !hidden:
-			continue
-		case hidden && f.elsewhere():
-			return noted(what, "its source is replaced: "+v.Rule+" (table nat)")
-		case !v.Sure:
-			return unknown(what, fmt.Sprintf("%s (table %s), unless one of these decides first: %s", v.Rule, at[0], strings.Join(v.Doubtful, "; ")))
-		case hidden:
-			return wrong(what, fmt.Sprintf("its source is replaced, so the peer does not see the container: %s (table nat)", v.Rule), f.filterFix(at[0], at[1], v, p.accept))
-		}
-		return wrong(what, fmt.Sprintf("dropped by %s (table %s)", v.Rule, at[0]), f.filterFix(at[0], at[1], v, p.accept))
-	}
-	if len(doubtful) > 0 {
-		return unknown(what, "passes, unless one of these decides otherwise: "+strings.Join(doubtful, "; "))
-	}
-	return right(what)
-}
-
-// filterFix says how a packet that came to a chain gets past a rule: past Docker's, and past a policy of FORWARD, the agent's
-// own rules let it.
-func (f *PathFacts) filterFix(table, chain string, v Verdict, accept string) string {
-	insert := fmt.Sprintf("iptables -t %s -I %s %s", table, chain, accept)
-	docker := strings.HasPrefix(v.Chain, "DOCKER") || table == "raw" && strings.Contains(v.Rule, "! -i ") || v.Target == "MASQUERADE"
-	forwarded := v.Chain == "FORWARD" && v.Position == 0
-	switch h := f.Plan.Host(); {
-	case (docker || forwarded) && (h.Forward || table == "nat" && h.Masquerade):
-		return f.heal(insert)
-	case v.Position == 0:
-		return "accept it: " + insert
-	}
-	return fmt.Sprintf("delete that rule: iptables -t %s -D %s", table, strings.TrimPrefix(v.Rule, "-A "))
 }
 
 // local judges an address of this host.
@@ -431,7 +386,7 @@ func (f *PathFacts) outside() Hop {
 // bridge judges the device that this host's own containers are behind.
 func (f *PathFacts) bridge() Hop {
 	h := f.Plan.Host()
-	want := backend.BridgeAddrs(h.Self).Of(subnet.FamilyOf(f.Address))
+	want := h.BridgeAddrs().Of(subnet.FamilyOf(f.Address))
 	have := fmt.Sprintf("%s has %s", h.Bridge, joined(f.Bridge))
 	switch {
 	case h.Bridge == "":
@@ -456,7 +411,7 @@ func joined(list []netip.Prefix) string {
 // connected judges the route to this host's own containers.
 func (f *PathFacts) connected() Hop {
 	h := f.Plan.Host()
-	want := h.Self.Subnet.Of(subnet.FamilyOf(f.Address))
+	want := h.BridgeAddrs().Of(subnet.FamilyOf(f.Address)).Masked()
 	switch way := f.Own; {
 	case h.Bridge == "" || way.Dev == h.Bridge && way.Type == "unicast":
 		return right(way.String())
@@ -473,16 +428,16 @@ func (p Pings) Judge(f PathFacts) (hops []Hop) {
 		hops = append(hops, h)
 	}
 	where := f.place()
-	_, lease, _ := f.peer()
-	public := lease.PublicIP.Of(subnet.FamilyOf(f.Address))
-	_, planned := f.row()
+	row, planned := f.row()
 	if where == ofPeer && planned {
-		add(hopHost, p.host(public))
-		add(hopOverlay, p.overlay(f, public))
-		add(hopMTU, p.mtu(f, public))
+		add(hopHost, p.host(row.Public))
+		if row.Inside.IsValid() {
+			add(hopOverlay, p.overlay(f, row))
+			add(hopMTU, p.mtu(f, row))
+		}
 	}
 	if where != ofHost && (where != ofPeer || planned) {
-		add(hopAddress, p.address(f, where, public))
+		add(hopAddress, p.address(f, where, row.Public))
 	}
 	return hops
 }
@@ -516,25 +471,30 @@ func (p Pings) host(public netip.Addr) Hop {
 		fmt.Sprintf("is %s up, and has it a way back here? Look there: ip addr, ip route", public))
 }
 
-func (p Pings) overlay(f PathFacts, public netip.Addr) Hop {
-	name, link := tunnelOf(f.Plan)
-	row, _ := f.row()
+func (p Pings) overlay(f PathFacts, row row) Hop {
 	switch o := p.Overlay; {
 	case o == nil || p.Underlay.Error != nil && o.Error != nil && o.lost():
-		return skipped(row.Prefix.Addr().String())
+		return skipped(row.Inside.String())
 	case o.Error == nil:
 		return right(o.what())
 	case !o.lost():
 		return unknown(o.silence(), o.Error.Error())
-	case !row.Tunnelled:
-		return wrong(o.silence(), fmt.Sprintf("%s does, but not its address in the overlay: its agent does not run, or it does not route back here", public),
-			fmt.Sprintf("look there: tulle status, tulle trace %s", f.Plan.Host().Self.Subnet.Of(subnet.FamilyOf(f.Address)).Addr()))
+	case byOperator(f.Plan):
+		return wrong(o.silence(), fmt.Sprintf("%s does, but not its address in the overlay: the extension's commands made no way there, or none back here", row.Public),
+			fmt.Sprintf("see to the commands, here and there: ip route get %s; tulle events", row.Inside))
+	case !row.tunnelled():
+		return wrong(o.silence(), fmt.Sprintf("%s does, but not its address in the overlay: its agent does not run, it does not route back here, or something on the way drops containers' addresses (a cloud that checks sources)", row.Public),
+			fmt.Sprintf("look there: tulle status, tulle trace %s", f.inside()))
 	}
-	return wrong(p.Overlay.silence(), fmt.Sprintf("%s does, but not through the tunnel: UDP port %d is blocked one way or both, or the peer's %s or agent is not there", public, link.VXLAN.Port, name),
-		fmt.Sprintf("let UDP port %d pass between the hosts, in both directions and also in what is between them (security groups); look at %s: tulle status, tulle doctor", link.VXLAN.Port, public))
+	suspects := "the peer's " + row.Outer.Device + " or agent is not there"
+	if carriage(f.Plan) == "wireguard" {
+		suspects = "the peer has another key or PSK, or " + suspects
+	}
+	return wrong(p.Overlay.silence(), fmt.Sprintf("%s does, but not through the tunnel: %s is blocked one way or both, or %s", row.Public, row.Outer, suspects),
+		fmt.Sprintf("let %s pass between the hosts, in both directions and also in what is between them (security groups); look at %s: tulle status, tulle doctor", row.Outer, row.Public))
 }
 
-func (p Pings) mtu(f PathFacts, public netip.Addr) Hop {
+func (p Pings) mtu(f PathFacts, row row) Hop {
 	want := f.Plan.State().MTU
 	switch {
 	case p.MTUErr != nil:
@@ -543,13 +503,21 @@ func (p Pings) mtu(f PathFacts, public netip.Addr) Hop {
 		return skipped(fmt.Sprintf("%d bytes", want))
 	case p.MTU < want:
 		outer := p.MTU
-		if row, _ := f.row(); row.Tunnelled {
-			outer += 50 // VXLAN's own, on an IPv4 underlay
+		if row.tunnelled() {
+			outer += overheads[carriage(f.Plan)]
 		}
-		return wrong(fmt.Sprintf("%d bytes", p.MTU), fmt.Sprintf("longer packets are lost on the way, though the overlay's MTU is %d: the underlay between here and %s carries %d bytes, not all that it should", want, public, outer),
-			fmt.Sprintf(`raise the MTU on the way, or tell the network: "MTU": %d in the config's Backend (tulle config set), and restart dockerd on all hosts`, outer))
+		return wrong(fmt.Sprintf("%d bytes", p.MTU), fmt.Sprintf("longer packets are lost on the way, though the overlay's MTU is %d: the underlay between here and %s carries %d bytes, not all that it should", want, row.Public, outer),
+			"raise the MTU on the way, or "+lowerMTU(f.Plan, outer))
 	}
 	return right(fmt.Sprintf("%d bytes", p.MTU))
+}
+
+// lowerMTU says how the whole network gets by with an underlay of a smaller MTU. Not all backends have a key for it.
+func lowerMTU(p *backend.Plan, underlay int) string {
+	if slices.Contains([]string{"vxlan", "l2", "wireguard"}, carriage(p)) {
+		return fmt.Sprintf(`tell the network: "MTU": %d in the config's Backend (tulle config set), and restart Docker on all hosts`, underlay)
+	}
+	return fmt.Sprintf("tell the hosts: ip link set %s mtu %d on all of them, and restart Docker", p.Host().Underlay.Device, underlay)
 }
 
 func (p Pings) address(f PathFacts, where place, public netip.Addr) Hop {

@@ -28,20 +28,29 @@ func healthy(t *testing.T, address string, config string) (*PathFacts, *Pings) {
 		t.Fatal(err)
 	}
 	f := &PathFacts{Address: netip.MustParseAddr(address), Plan: p, View: v, Unseen: map[string]error{}, Forwarding: true,
-		Links: maps.Clone(p.State().Links), Bridge: []netip.Prefix{netip.MustParsePrefix("10.5.1.1/24")}}
-	f.Links["docker0"] = backend.Link{Kind: backend.KindBridge, MTU: 1450}
+		Links: maps.Clone(p.State().Links), Bridge: []netip.Prefix{p.Host().BridgeAddrs().V4}, Flood: true, Netfiltered: true}
+	f.Links["docker0"] = backend.Link{Kind: backend.KindBridge, MTU: p.State().MTU}
 	key, _, _ := f.peer()
 	stored := v.Leases[key.Key]
 	f.Etcd = api.Etcd{Lease: &stored, TTL: 80000, Revision: 9}
 	if row, ok := f.row(); ok {
 		f.Own = kernel.Way{Prefix: row.Prefix, Type: "unicast", Via: row.Via, Dev: row.Dev, OnLink: row.OnLink, Nexthop: 168100352, Protocol: 84}
-		f.Nexthop, f.MAC, f.Neighbour, f.VTEP = row.Route, row.MAC, "PERMANENT", row.VTEP
+		if f.Agent = row.Outer.Kind == backend.KindTUN; bridged(p) {
+			f.Own = way("10.5.0.0/16", "", "docker0", 2)
+		} else if !row.routed() {
+			f.Own = way("10.5.2.0/24", "192.0.2.2", "eth0", 4)
+		}
+		f.Nexthop, f.MAC, f.Neighbour, f.VTEP = row.Route, row.MAC, "PERMANENT", row.Public
 	}
 	f.Forwarded = f.Own
 	f.Underlay = kernel.Way{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Type: "unicast", Dev: "eth0", Protocol: 2}
 	f.Filter = ParseFilter("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:TULLE-FORWARD - [0:0]\n-A FORWARD -j TULLE-FORWARD\n-A TULLE-FORWARD -s 10.5.0.0/16 -j ACCEPT\nCOMMIT\n")
 	answer := func(a string) *Pinged { return &Pinged{To: netip.MustParseAddr(a), Trip: 300 * time.Microsecond} }
-	return f, &Pings{Underlay: answer("192.0.2.2"), Overlay: answer("10.5.2.0"), Address: answer(address), MTU: 1450}
+	inside := "10.5.2.0"
+	if row, ok := f.row(); ok && row.Inside.IsValid() {
+		inside = row.Inside.String()
+	}
+	return f, &Pings{Underlay: answer("192.0.2.2"), Overlay: answer(inside), Address: answer(address), MTU: p.State().MTU}
 }
 
 // filter replaces the packet filter.
@@ -200,6 +209,45 @@ var toOthers = []struct {
 	{"clean with DirectRouting", "10.5.2.7", direct, func(f *PathFacts, p *Pings) {}},
 	{"overlay: with DirectRouting", "10.5.2.7", direct, func(f *PathFacts, p *Pings) { p.Overlay.Error = probe.ErrNoAnswer }},
 	{"path MTU: with DirectRouting", "10.5.2.7", direct, func(f *PathFacts, p *Pings) { p.MTU = 1300 }},
+
+	{"clean by host-gw", "10.5.2.7", by(hostGW), none},
+	{"clean by host-gw, this host's bridge", "10.5.1.1", by(hostGW), func(f *PathFacts, p *Pings) { f.Own = typed(way("10.5.1.1/32", "", "", 2), "local") }},
+	{"host-gw: no route", "10.5.2.7", by(hostGW), func(f *PathFacts, p *Pings) { f.Own, f.Forwarded = kernel.Way{}, kernel.Way{} }},
+	{"host-gw: the peer is another's", "10.5.2.7", by(hostGW), func(f *PathFacts, p *Pings) { f.Nexthop.Via = netip.MustParseAddr("192.0.2.66") }},
+	{"host-gw: silent inside", "10.5.2.7", by(hostGW), func(f *PathFacts, p *Pings) { p.Overlay.Error = probe.ErrNoAnswer }},
+	{"host-gw: path MTU", "10.5.2.7", by(hostGW), func(f *PathFacts, p *Pings) { p.MTU = 1400 }},
+	{"clean by ipip", "10.5.2.7", by(overIPIP), none},
+	{"ipip: not let in", "10.5.2.7", by(overIPIP), func(f *PathFacts, p *Pings) { f.filter("filter", ":INPUT DROP [0:0]\n-A INPUT -p udp -j ACCEPT") }},
+	{"ipip: device gone", "10.5.2.7", by(overIPIP), func(f *PathFacts, p *Pings) {
+		delete(f.Links, "tulle-ipip")
+		f.Own, f.Forwarded = kernel.Way{}, kernel.Way{}
+	}},
+	{"ipip: blocked", "10.5.2.7", by(overIPIP), func(f *PathFacts, p *Pings) { p.Overlay.Error = probe.ErrNoAnswer }},
+	{"clean by udp", "10.5.2.7", by(overUDP), none},
+	{"udp: no agent", "10.5.2.7", by(overUDP), func(f *PathFacts, p *Pings) { f.Agent = false }},
+	{"udp: blocked", "10.5.2.7", by(overUDP), func(f *PathFacts, p *Pings) { p.Overlay.Error = probe.ErrNoAnswer }},
+	{"udp: path MTU", "10.5.2.7", by(overUDP), func(f *PathFacts, p *Pings) { p.MTU = 1400 }},
+	{"clean by wireguard", "10.5.2.7", by(overWG), none},
+	{"wireguard: blocked", "10.5.2.7", by(overWG), func(f *PathFacts, p *Pings) { p.Overlay.Error = probe.ErrNoAnswer }},
+	{"clean by wireguard, after a handshake", "10.5.2.7", by(overWG), func(f *PathFacts, p *Pings) { f.Shaken = &now }},
+	{"wireguard: no handshake yet", "10.5.2.7", by(overWG), func(f *PathFacts, p *Pings) { f.Shaken = &time.Time{} }},
+	{"clean by l2", "10.5.2.7", by(oneL2), none},
+	{"clean by l2, from a container", "10.5.2.7", by(oneL2), func(f *PathFacts, p *Pings) { f.Container = neighbouring(f) }},
+	{"l2: not netfiltered", "10.5.2.7", by(oneL2), func(f *PathFacts, p *Pings) { f.Netfiltered = false; f.filter("filter", ":FORWARD DROP [0:0]") }},
+	{"l2: no flooding entry", "10.5.2.7", by(oneL2), func(f *PathFacts, p *Pings) { f.Flood = false }},
+	{"l2: not a port of the bridge", "10.5.2.7", by(oneL2), func(f *PathFacts, p *Pings) { l := f.Links["tulle.1"]; l.Master = ""; f.Links["tulle.1"] = l }},
+	{"l2: the bridge has a slice's address", "10.5.2.7", by(oneL2), func(f *PathFacts, p *Pings) {
+		f.Own, f.Bridge = way("0.0.0.0/0", "192.0.2.254", "eth0", 3), []netip.Prefix{netip.MustParsePrefix("10.5.1.1/24")}
+	}},
+	{"l2: bridged packets dropped", "10.5.2.7", by(oneL2), func(f *PathFacts, p *Pings) {
+		f.filter("filter", "-A FORWARD -m physdev --physdev-is-bridged -j DROP")
+	}},
+	{"clean by alloc", "10.5.2.7", by(leaseOnly), none},
+	{"alloc: no way", "10.5.2.7", by(leaseOnly), func(f *PathFacts, p *Pings) { f.Own, f.Forwarded = kernel.Way{}, kernel.Way{} }},
+	{"alloc: silent", "10.5.2.7", by(leaseOnly), func(f *PathFacts, p *Pings) { p.Address.Error = probe.ErrNoAnswer }},
+	{"clean by an extension", "10.5.2.7", by(commands), none},
+	{"extension: no way", "10.5.2.7", by(commands), func(f *PathFacts, p *Pings) { f.Own, f.Forwarded = kernel.Way{}, kernel.Way{} }},
+	{"extension: silent inside", "10.5.2.7", by(commands), func(f *PathFacts, p *Pings) { p.Overlay.Error = probe.ErrNoAnswer }},
 }
 
 // TestJudge breaks what a path depends on, one thing at a time: what is said of it is in testdata. Each case is what is wrong
@@ -223,6 +271,18 @@ func TestJudge(t *testing.T) {
 
 const direct = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`
 
+// by is the config of a network with a Backend object.
+func by(object string) string { return `{"Network":"10.5.0.0/16","Backend":` + object + `}` }
+
+func none(*PathFacts, *Pings) {}
+
+// neighbouring is a container where all hosts' are one segment.
+func neighbouring(f *PathFacts) *Inside {
+	i := inside(f)
+	i.Way = kernel.Way{Prefix: netip.MustParsePrefix("10.5.0.0/16"), Type: "unicast", Dev: "eth0", Protocol: 2}
+	return i
+}
+
 // judged prints what is said of a path: of all hops, or of those only that there is something to say of.
 func judged(t *testing.T, f *PathFacts, p *Pings, all bool) string {
 	t.Helper()
@@ -231,6 +291,9 @@ func judged(t *testing.T, f *PathFacts, p *Pings, all bool) string {
 		*p = Pings{}
 	} else if f.place() != ofPeer {
 		*p = Pings{Address: p.Address}
+	}
+	if row, _ := f.row(); f.place() == ofPeer && !row.Inside.IsValid() {
+		p.Overlay, p.MTU = nil, 0
 	}
 	if trace.broken() {
 		*p = Pings{Underlay: p.Underlay}

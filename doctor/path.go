@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,19 +29,22 @@ type PathFacts struct {
 	Agent   bool // one runs, and repairs
 	Unseen  map[string]error
 
-	Etcd       api.Etcd // asked for the address's lease
-	Container  *Inside  // nil for whichever of this host
-	Links      map[string]backend.Link
-	Bridge     []netip.Prefix // the bridge's addresses
-	Forwarding bool
-	Own        kernel.Way // of packets that this host sends to Address
-	Forwarded  kernel.Way // of those that containers send
-	Nexthop    backend.Route
-	MAC        backend.MAC // of the neighbour
-	Neighbour  string      // its state; "" for none
-	VTEP       netip.Addr  // where the FDB sends to; not valid: nowhere
-	Underlay   kernel.Way  // to the peer
-	Filter     Filter
+	Etcd        api.Etcd // asked for the address's lease
+	Container   *Inside  // nil for whichever of this host
+	Links       map[string]backend.Link
+	Bridge      []netip.Prefix // the bridge's addresses
+	Forwarding  bool
+	Netfiltered bool       // what passes a bridge is asked of the packet filter, too
+	Own         kernel.Way // of packets that this host sends to Address
+	Forwarded   kernel.Way // of those that containers send
+	Nexthop     backend.Route
+	MAC         backend.MAC // of the neighbour
+	Neighbour   string      // its state; "" for none
+	VTEP        netip.Addr  // where the FDB sends to; not valid: nowhere
+	Shaken      *time.Time  // WireGuard's last handshake with the peer; nil: not known
+	Flood       bool        // the FDB has the peer among those that get a copy
+	Underlay    kernel.Way  // to the peer
+	Filter      Filter
 }
 
 // Inside is what a container's own network has.
@@ -71,7 +75,7 @@ func (f *PathFacts) place() place {
 	family := subnet.FamilyOf(f.Address)
 	own := h.Self.Subnet.Of(family)
 	switch {
-	case f.Address == h.Underlay.Local.Of(family), f.Address == own.Addr(), f.Address == backend.BridgeAddrs(h.Self).Of(family).Addr():
+	case f.Address == h.Underlay.Local.Of(family), f.Address == f.Plan.Inside(h.Self).Of(family), f.Address == h.BridgeAddrs().Of(family).Addr():
 		return ofHost
 	case own.Contains(f.Address):
 		return ofSubnet
@@ -105,7 +109,7 @@ func (f *PathFacts) source() netip.Addr {
 	if f.Container != nil && f.Container.Addr.IsValid() {
 		return f.Container.Addr
 	}
-	return backend.BridgeAddrs(f.Plan.Host().Self).Of(subnet.FamilyOf(f.Address)).Addr().Next()
+	return f.Plan.Host().BridgeAddrs().Of(subnet.FamilyOf(f.Address)).Addr().Next()
 }
 
 // arrives is the device by which a container's packets come; "" if there is none.
@@ -141,9 +145,10 @@ func (f *PathFacts) look(ctx context.Context, r Request) error {
 			return err
 		}
 	}
+	f.Shaken, err = r.shaken(ctx, key)
+	note(hopEndpoint, err)
 	f.Links = map[string]backend.Link{}
-	tunnel, _ := tunnelOf(f.Plan)
-	for _, name := range []string{tunnel, f.Plan.Host().Bridge, f.arrives()} {
+	for _, name := range []string{f.Plan.State().Outer().Device, f.Plan.Host().Bridge, f.arrives()} {
 		link, _, err := k.Device(name)
 		note(hopDevice, err)
 		f.Links[name] = link
@@ -163,6 +168,8 @@ func (f *PathFacts) lookAtRoutes(k *kernel.Kernel, note func(string, error)) {
 	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
 	note(hopForwarding, err)
 	f.Forwarding = strings.TrimSpace(string(text)) != "0"
+	text, err = os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
+	f.Netfiltered = err == nil && strings.TrimSpace(string(text)) != "0" // without the module there is no such file
 	f.Own, err = k.Way(kernel.Flow{Dst: f.Address})
 	note(hopRoute, err)
 	f.Forwarded = f.Own
@@ -183,9 +190,9 @@ func (f *PathFacts) lookAtRoutes(k *kernel.Kernel, note func(string, error)) {
 	note(hopNeighbour, err)
 	f.VTEP, _, err = k.FDB(backend.FDBKey{Dev: row.Dev, MAC: row.MAC})
 	note(hopFDB, err)
-	_, lease, _ := f.peer()
-	family := subnet.FamilyOf(f.Address)
-	f.Underlay, err = k.Way(kernel.Flow{Dst: lease.PublicIP.Of(family), Src: f.Plan.Host().Underlay.Local.Of(family)})
+	f.Flood, err = k.Floods(backend.Flood{Dev: row.Outer.Device, Dst: row.Public})
+	note(hopFlood, err)
+	f.Underlay, err = k.Way(kernel.Flow{Dst: row.Public, Src: f.Plan.Host().Underlay.Local.Of(subnet.FamilyOf(f.Address))})
 	note(hopUnderlay, err)
 }
 
@@ -282,10 +289,20 @@ func ping(ctx context.Context, from, to netip.Addr) *Pinged {
 	return &Pinged{to, trip, err}
 }
 
+// inside is where this host sends from into the overlay: its address there, or if it has none the underlay's.
+func (f *PathFacts) inside() netip.Addr {
+	h, family := f.Plan.Host(), subnet.FamilyOf(f.Address)
+	bridge, inside := h.BridgeAddrs().Of(family), f.Plan.Inside(h.Self).Of(family)
+	if !inside.IsValid() || inside == bridge.Addr() && !slices.Contains(f.Bridge, bridge) {
+		return h.Underlay.Local.Of(family)
+	}
+	return inside
+}
+
 // probe pings what is on the way: all of it only if the way is there.
 func (f *PathFacts) probe(ctx context.Context, r Request, whole bool) (p Pings) {
 	h, family := f.Plan.Host(), subnet.FamilyOf(f.Address)
-	own := h.Self.Subnet.Of(family).Addr()
+	own := f.inside()
 	switch f.place() {
 	case ofHost:
 		return p
@@ -294,12 +311,14 @@ func (f *PathFacts) probe(ctx context.Context, r Request, whole bool) (p Pings) 
 		if !ok {
 			return p
 		}
-		_, lease, _ := f.peer()
-		p.Underlay = ping(ctx, h.Underlay.Local.Of(family), lease.PublicIP.Of(family))
+		p.Underlay = ping(ctx, h.Underlay.Local.Of(family), row.Public)
 		if !whole {
 			return p
 		}
-		for _, to := range []netip.Addr{row.Prefix.Addr(), row.Prefix.Addr().Next()} { // old kernels take the first for a broadcast
+		if !row.Inside.IsValid() {
+			break
+		}
+		for _, to := range slices.Compact([]netip.Addr{row.Inside, row.Prefix.Addr().Next()}) { // old kernels take the subnet's first for a broadcast
 			if p.Overlay = ping(ctx, own, to); p.Overlay.Error == nil {
 				break
 			}
@@ -311,7 +330,7 @@ func (f *PathFacts) probe(ctx context.Context, r Request, whole bool) (p Pings) 
 			p.MTU = 0
 		}
 	case ofSubnet:
-		own = backend.BridgeAddrs(h.Self).Of(family).Addr()
+		own = h.BridgeAddrs().Of(family).Addr()
 	case ofOutside:
 		own = sender(ctx, f.Address)
 	}

@@ -39,7 +39,9 @@ func (f *Facts) lookAtPaths(ctx context.Context) error {
 	for i := range f.Paths {
 		p := &f.Paths[i]
 		tries.Go(func() (err error) { p.Underlay, err = answers(ctx, h.Underlay.Local.V4, p.Public); return err })
-		tries.Go(func() (err error) { p.Overlay, err = answers(ctx, backend.VTEPs(h.Self).V4, p.VTEP); return err })
+		if p.Inside.IsValid() {
+			tries.Go(func() (err error) { p.Overlay, err = answers(ctx, f.inside(), p.Inside); return err })
+		}
 	}
 	if err := tries.Wait(); err != nil {
 		return err
@@ -58,9 +60,9 @@ func (f *Facts) lookAtWays() error {
 	for i := range f.Paths {
 		p := &f.Paths[i]
 		p.Outer, _ = k.Way(kernel.Flow{Dst: p.Public})
-		inner := kernel.Flow{Dst: second(p.VTEP)}
+		inner := kernel.Flow{Dst: second(p.Subnet.Addr())}
 		if d, ok := f.device(h.Bridge); ok && d.Up && f.Sysctls[ipForward] == "1" && f.Sysctls[conf(h.Bridge, "forwarding")] == "1" { // else it takes in no such packet
-			inner.Src, inner.In = second(backend.VTEPs(h.Self).V4), h.Bridge
+			inner.Src, inner.In = second(h.Self.Subnet.V4.Addr()), h.Bridge
 		}
 		p.Inner, _ = k.Way(inner)
 	}
@@ -76,17 +78,19 @@ func (f *Facts) lookAtEntries() error {
 	defer k.Close()
 	for i := range f.Paths {
 		p := &f.Paths[i]
-		if p.Overlay || !p.Inner.Ours() {
+		t := PathFacts{Address: second(p.Subnet.Addr()), Plan: f.Plan, Agent: f.Absent == "", Links: map[string]backend.Link{}}
+		row, ok := t.row()
+		if answers := p.Overlay && !row.Flooded; !ok || answers || row.routed() != p.Inner.Ours() { // one answers as long as its MAC is known without flooding
 			continue
 		}
-		t := PathFacts{Address: second(p.VTEP), Plan: f.Plan, Agent: f.Absent == "", Links: map[string]backend.Link{}}
-		row, ok := t.row()
-		if t.Links[row.Dev], _, err = k.Device(row.Dev); err != nil || !ok {
-			continue
+		for _, dev := range []string{row.Dev, row.Outer.Device} {
+			if t.Links[dev], _, err = k.Device(dev); err != nil {
+				return err
+			}
 		}
 		t.lookAtRoutes(k, func(string, error) {})
-		for _, hop := range []Hop{t.nexthop(row), t.neighbour(row), t.fdb(row)} {
-			if hop.State == HopWrong && p.Entry == (Hop{}) && (row.Tunnelled || !p.Direct) {
+		for _, hop := range t.entries(row) {
+			if hop.State == HopWrong && p.Entry == (Hop{}) {
 				p.Entry = hop
 			}
 		}
@@ -94,8 +98,31 @@ func (f *Facts) lookAtEntries() error {
 	return nil
 }
 
+// entries judges what the agent makes for a peer beside its route.
+func (f *PathFacts) entries(row row) (hops []Hop) {
+	if row.routed() && f.Forwarded.Ours() {
+		hops = append(hops, f.nexthop(row))
+	}
+	if row.MAC != (backend.MAC{}) {
+		hops = append(hops, f.neighbour(row), f.fdb(row))
+	}
+	if row.Flooded {
+		hops = append(hops, f.flood(row))
+	}
+	return hops
+}
+
 // second is a container's address, most likely: the bridge has the first.
 func second(subnet netip.Addr) netip.Addr { return subnet.Next().Next() }
+
+// inside is the address that this host has inside the overlay, for peers to answer to; not valid if it has none now.
+func (f *Facts) inside() netip.Addr {
+	a := f.Plan.Inside(f.Plan.Host().Self).V4
+	if !slices.ContainsFunc(f.Devices, func(d Device) bool { return d.has(a) }) {
+		return netip.Addr{}
+	}
+	return a
+}
 
 // choosePaths chooses peers that the agent can't reach, and some of all the others.
 func (f *Facts) choosePaths() []Path {
@@ -105,18 +132,20 @@ func (f *Facts) choosePaths() []Path {
 	}
 	var bad, good []Path
 	for key, e := range f.Plan.Entries() {
-		route, programmed := f.Plan.State().Routes[e.Lease.Subnet.V4]
-		if _, left := f.Plan.Rejected()[key]; left || !programmed || key == f.Plan.Host().Self.Key() {
+		if !f.Plan.IsPeer(key, e) {
 			continue
 		}
-		p := Path{Key: key, Public: e.Lease.PublicIP.V4, VTEP: e.Lease.Subnet.V4.Addr(), Direct: !route.OnLink, Heard: said[key].Overlay}
+		p := Path{Key: key, Public: e.Lease.PublicIP.V4, Subnet: e.Lease.Subnet.V4, Direct: f.Plan.Outer(e.Lease) == (backend.Outer{}), Heard: said[key].Overlay, Shaken: said[key].Handshake}
+		if f.inside().IsValid() {
+			p.Inside = f.Plan.Inside(e.Lease).V4
+		}
 		if said[key].State == api.Unreachable {
 			bad = append(bad, p)
 		} else {
 			good = append(good, p)
 		}
 	}
-	byKey := func(a, b Path) int { return a.VTEP.Compare(b.VTEP) }
+	byKey := func(a, b Path) int { return a.Subnet.Compare(b.Subnet) }
 	slices.SortFunc(bad, byKey)
 	slices.SortFunc(good, byKey)
 	chosen := spread(bad, maxPaths/2)
@@ -168,7 +197,7 @@ func (f *Facts) lookAtLongest(ctx context.Context) error {
 	var tries errgroup.Group
 	for _, p := range paths {
 		tries.Go(func() (err error) {
-			p.Longest, err = probe.PathMTU(ctx, backend.VTEPs(f.Plan.Host().Self).V4, p.VTEP, f.Plan.State().MTU)
+			p.Longest, err = probe.PathMTU(ctx, f.inside(), p.Inside, f.Plan.State().MTU)
 			if errors.Is(err, probe.ErrNoAnswer) { // it answered before
 				err = nil
 			}
@@ -187,7 +216,7 @@ func (f *Facts) lookAtChecksums(ctx context.Context) error {
 	var tries errgroup.Group
 	for _, p := range paths {
 		tries.Go(func() (err error) {
-			p.Checksum, err = probe.Checksum(ctx, backend.VTEPs(f.Plan.Host().Self).V4, p.VTEP)
+			p.Checksum, err = probe.Checksum(ctx, f.inside(), p.Inside)
 			return err
 		})
 	}

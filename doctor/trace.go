@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/tulle-net/tulle/agent/api"
 )
@@ -86,6 +87,21 @@ func (r Request) Run(ctx context.Context) (Trace, error) {
 	t.Hops = append(t.Hops, p.Judge(f)...)
 	t.conclude()
 	return t, nil
+}
+
+// shaken asks an agent for WireGuard's last handshake with a peer; nil if it does not know.
+func (r Request) shaken(ctx context.Context, key string) (*time.Time, error) {
+	agent, ok := r.Source.(interface {
+		Peers(ctx context.Context) (api.Peers, error)
+	})
+	if !ok {
+		return nil, nil
+	}
+	all, err := agent.Peers(ctx)
+	if i := slices.IndexFunc(all.Peers, func(p api.Peer) bool { return p.Key == key }); i >= 0 {
+		return all.Peers[i].Handshake, err
+	}
+	return nil, err
 }
 
 func (t Trace) broken() bool { return t.first(HopWrong) >= 0 }

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -25,7 +26,7 @@ func Plan(v api.View) (*backend.Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the network's config: %w", err)
 	}
-	b, _, err := backend.New(config)
+	b, err := backend.New(config)
 	if err != nil {
 		return nil, fmt.Errorf("the network's config: %w", err)
 	}
@@ -39,37 +40,61 @@ func Plan(v api.View) (*backend.Plan, error) {
 		e.Lease, e.Err = subnet.ParseLease(key, []byte(stored.Value))
 		entries[key] = e
 	}
-	return backend.NewPlan(b, backend.Host{Config: config, Self: self, Underlay: v.Underlay, Options: v.Options}, entries)
+	return backend.NewPlan(b, backend.Host{Config: config, Self: self, Underlay: v.Underlay, Facts: backend.Facts{Userspace: v.Userspace}, Options: v.Options}, entries)
 }
 
-// row is what a plan has for one subnet of a peer's.
+// row is what a plan has for packets to a peer.
 type row struct {
-	Prefix netip.Prefix
-	backend.Route
-	Tunnelled bool // through the overlay's device: then there is a MAC, and the VTEP behind it
-	MAC       backend.MAC
-	VTEP      netip.Addr // on the underlay
+	Prefix        netip.Prefix  // its subnet
+	Public        netip.Addr    // its host, on the underlay
+	Inside        netip.Addr    // where its host answers inside the overlay; not valid: nowhere
+	backend.Route               // the zero Route where the agent makes none
+	Outer         backend.Outer // the zero Outer: they leave as they are
+	MAC           backend.MAC   // behind which Outer.Device has Public; zero if it does not go by MACs of leases
+	Endpoint      netip.AddrPort
+	Flooded       bool // Outer.Device sends to Public what it knows no host for
 }
 
-// rowFor returns what p has for packets to a; false if nothing.
+// routed tells that the agent makes a route: with l2 all hosts are one segment, and for some backends that is the operator's business.
+func (r row) routed() bool { return r.Route != (backend.Route{}) }
+
+// tunnelled tells that there is a device which encapsulates.
+func (r row) tunnelled() bool { return r.Outer != (backend.Outer{}) }
+
+// rowFor returns what p has for packets to a; false if a is no peer's.
 func rowFor(p *backend.Plan, a netip.Addr) (row, bool) {
-	s := p.State()
-	for prefix, route := range s.Routes {
-		if !prefix.Contains(a) {
-			continue
+	family := subnet.FamilyOf(a)
+	for key, e := range p.Entries() {
+		if e.Lease.Subnet.Of(family).Contains(a) && p.IsPeer(key, e) {
+			return rowOf(p, e.Lease, family), true
 		}
-		mac, tunnelled := s.Neighbours[backend.NeighbourKey{Dev: route.Dev, IP: route.Via}]
-		return row{prefix, route, tunnelled, mac, s.FDB[backend.FDBKey{Dev: route.Dev, MAC: mac}]}, true
 	}
 	return row{}, false
 }
 
-// tunnelOf is the device that p's packets are encapsulated by.
-func tunnelOf(p *backend.Plan) (name string, link backend.Link) {
-	for name, link := range p.State().Links {
-		if link.Kind == backend.KindVXLAN {
-			return name, link
+func rowOf(p *backend.Plan, l subnet.Lease, family subnet.Family) row {
+	s := p.State()
+	r := row{Prefix: l.Subnet.Of(family), Public: l.PublicIP.Of(family), Inside: p.Inside(l).Of(family), Outer: p.Outer(l)}
+	r.Route = s.Routes[r.Prefix]
+	r.MAC = s.Neighbours[backend.NeighbourKey{Dev: r.Dev, IP: r.Via}]
+	r.Endpoint = s.Endpoints[backend.EndpointKey{Dev: r.Dev, Prefix: r.Prefix}]
+	for k, peer := range s.Peers {
+		if k.Dev == r.Dev && peer.Allowed.Of(family) == r.Prefix {
+			r.Endpoint = peer.Endpoint
 		}
 	}
-	return "", link
+	_, r.Flooded = s.Floods[backend.Flood{Dev: r.Outer.Device, Dst: r.Public}]
+	return r
 }
+
+// carriage is the network's backend.
+func carriage(p *backend.Plan) string { return cmp.Or(p.Host().Config.Backend.Type, "vxlan") }
+
+// byOperator tells that what leads to peers is the operator's business.
+func byOperator(p *backend.Plan) bool { return carriage(p) == "extension" || carriage(p) == "alloc" }
+
+// bridged tells that all hosts' bridges are one segment.
+func bridged(p *backend.Plan) bool { return carriage(p) == "l2" }
+
+// overheads is what is added to a packet on an IPv4 underlay, bytes.
+var overheads = map[string]int{"vxlan": 50, "l2": 50, "udp": 28, "ipip": 20, "wireguard": 80}

@@ -23,7 +23,7 @@ const silence = 20 * time.Second
 // TestClock sets the clock by hours, back and forth; etcd and agents start anew in another time, or sleep while it passes.
 // Nobody notices: what a lease has left, and when to look again, is told by a clock that nobody sets.
 func TestClock(t *testing.T) {
-	if os.Getenv("TULLE_VM") != "1" {
+	if !virtual {
 		t.Skip("this sets the machine's clock: e2e/vm runs it in a machine of its own")
 	}
 	l := newLab(t, lab.Options{Hosts: 2})

@@ -16,8 +16,12 @@ func TestImports(t *testing.T) {
 	allowed := map[string][]string{
 		"subnet":            {},
 		"backend":           {"subnet"},
+		"backend/extension": {"backend", "subnet"},
 		"backend/kernel":    {"backend", "subnet"},
+		"backend/l2":        {"backend", "backend/kernel"},
 		"backend/netfilter": {"backend", "subnet"},
+		"backend/udp":       {"backend"},
+		"backend/wireguard": {"backend", "subnet"},
 		"etcd":              {"subnet"},
 		"agent":             {"agent/api", "agent/docker", "agent/page", "agent/probe", "backend", "subnet"},
 		"agent/api":         {"backend", "subnet"},
@@ -31,7 +35,11 @@ func TestImports(t *testing.T) {
 		"e2e/bench/data":    {"e2e/lab"},
 		"e2e/browser":       {},
 		"e2e/lab":           {"agent/api"},
-		"cmd/tulle":         {"agent", "agent/api", "agent/attach", "agent/docker", "backend", "backend/kernel", "backend/netfilter", "doctor", "e2e/lab", "etcd", "subnet"},
+		"cmd/tulle": {
+			"agent", "agent/api", "agent/attach", "agent/docker",
+			"backend", "backend/extension", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
+			"doctor", "e2e/lab", "etcd", "subnet",
+		},
 	}
 	list := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
 	list.Dir = ".."

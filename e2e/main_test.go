@@ -31,6 +31,12 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "e2e: skipped: these tests need root")
 		return 0
 	}
+	// An agent with the race detector would wait a second before it ends, for other threads' reports: and nobody carries packets
+	// meanwhile, where packets go through the agent.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=50"); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
 	if binary = os.Getenv("TULLE_TEST_BINARY"); binary != "" { // where there is no Go to build one
 		return m.Run()
 	}
@@ -52,6 +58,17 @@ func run(m *testing.M) int {
 		return 1
 	}
 	return m.Run()
+}
+
+// virtual is whether this is the virtual machine of e2e/vm, for whose emulated processor all is too much that keeps others busy.
+var virtual = os.Getenv("TULLE_VM") == "1"
+
+// unhurried is how long to wait between two of what is done all the time.
+func unhurried(d time.Duration) time.Duration {
+	if virtual {
+		return 20 * d
+	}
+	return d
 }
 
 // labNumber tells labs of this process apart, and with its PID from those of others.

@@ -378,7 +378,7 @@ func TestNoStampede(t *testing.T) {
 	if lists := count.lists(); lists != hosts {
 		t.Errorf("%d lists, want one for each host, when it joined", lists)
 	}
-	if rate > 4 {
+	if rate > 6 { // about 3, and 4 where the machine is slow to see that etcd is away; a stampede is far more
 		t.Errorf("%.1f attempts a second while etcd is away", rate)
 	}
 	if spread < time.Second {

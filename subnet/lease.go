@@ -195,6 +195,7 @@ const (
 	OwnAddress   Reason = "own-address"     // the public address is ours
 	BadMAC       Reason = "bad-mac"         // no VTEP MAC, not unicast, or ours
 	WrongVNI     Reason = "wrong-vni"
+	NotOnLink    Reason = "not-on-link"   // the host is on another segment, and the backend needs one
 	WrongBackend Reason = "wrong-backend" // the host carries packets in another way than the network's config says
 )
 

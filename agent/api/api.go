@@ -61,10 +61,14 @@ type Lease struct {
 type Network struct {
 	Ranges  []netip.Prefix `json:"ranges,omitempty"`
 	Backend string         `json:"backend,omitempty"`
-	Device  string         `json:"device,omitempty"` // as in tulle.1
+	Device  string         `json:"device,omitempty"` // that encapsulates, as in tulle.1; absent where nothing is encapsulated
+	Kind    string         `json:"kind,omitempty"`   // Device's: vxlan, ipip, wireguard, or tun where the agent stands behind it
 	VNI     uint32         `json:"vni,omitempty"`
-	Port    uint16         `json:"port,omitempty"` // UDP, of the encapsulation
+	Port    uint16         `json:"port,omitempty"` // UDP, of the encapsulation; absent with ipip
 	MTU     int            `json:"mtu,omitempty"`  // inside, bytes
+
+	PublicKey string `json:"public_key,omitempty"` // WireGuard's, base64
+	Userspace bool   `json:"userspace,omitempty"`  // WireGuard is not the kernel's, but the agent's
 }
 
 // Underlay is the network that carries the overlay's packets.
@@ -96,7 +100,7 @@ type PeerCount struct {
 	Total       int `json:"total"`
 	Reachable   int `json:"reachable"`
 	Unreachable int `json:"unreachable"`
-	Unknown     int `json:"unknown"` // not probed yet
+	Unknown     int `json:"unknown"` // not probed inside the overlay, or not yet
 }
 
 // State is how a peer is.
@@ -106,7 +110,7 @@ type State string
 const (
 	Reachable   State = "reachable"
 	Unreachable State = "unreachable"
-	Unknown     State = "unknown" // not probed (yet)
+	Unknown     State = "unknown" // not probed inside the overlay (yet)
 	LeftOut     State = "left-out"
 )
 
@@ -122,11 +126,15 @@ type Peer struct {
 	Subnets   []netip.Prefix `json:"subnets,omitempty"` // none if the key says none
 	PublicIPs []netip.Addr   `json:"public_ips,omitempty"`
 	State     State          `json:"state"`
-	Why       string         `json:"why,omitempty"` // it is left out, or unreachable
+	Why       string         `json:"why,omitempty"` // it is left out, or unreachable, or why nobody can know
 	Overlay   *Probe         `json:"overlay,omitempty"`
 	Underlay  *Probe         `json:"underlay,omitempty"`
-	Changed   *time.Time     `json:"changed,omitempty"` // when its lease last did; absent if not since the agent started, or a thousand others have since
+	Handshake *time.Time     `json:"handshake,omitempty"` // WireGuard's last; year 1 if there never was one, absent if that is not known
+	Changed   *time.Time     `json:"changed,omitempty"`   // when its lease last did; absent if not since the agent started, or a thousand others have since
 }
+
+// SessionEnds is how old WireGuard's last handshake with a peer can be while packets get through (REJECT_AFTER_TIME, WireGuard's paper, 6.1).
+const SessionEnds = 180 * time.Second
 
 // Probe is what came of probing a peer by one path.
 type Probe struct {
@@ -169,15 +177,16 @@ type MeshHost struct {
 
 // View is what the agent plans from: with it, whoever asks can make the same plan.
 type View struct {
-	API      int                    `json:"api"`
-	Version  string                 `json:"version"`
-	Revision int64                  `json:"revision"` // etcd's
-	Config   string                 `json:"config"`   // the network's, as stored
-	Self     StoredLease            `json:"self"`
-	Underlay backend.Underlay       `json:"underlay"`
-	Chosen   bool                   `json:"chosen,omitempty"` // the operator said which device is the underlay's; else it is the default route's
-	Options  backend.Options        `json:"options"`
-	Leases   map[string]StoredLease `json:"leases"` // by key; this host's own, too
+	API       int                    `json:"api"`
+	Version   string                 `json:"version"`
+	Revision  int64                  `json:"revision"` // etcd's
+	Config    string                 `json:"config"`   // the network's, as stored, but without what is secret of it
+	Self      StoredLease            `json:"self"`
+	Underlay  backend.Underlay       `json:"underlay"`
+	Chosen    bool                   `json:"chosen,omitempty"` // the operator said which device is the underlay's; else it is the default route's
+	Options   backend.Options        `json:"options"`
+	Userspace bool                   `json:"userspace,omitempty"` // WireGuard is the agent's own, since the kernel has none
+	Leases    map[string]StoredLease `json:"leases"`              // by key; this host's own, too
 }
 
 // StoredLease is a lease as it is stored.

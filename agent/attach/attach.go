@@ -239,20 +239,24 @@ func (c cable) setUp(r Request, address netip.Prefix) error {
 // routes returns what is to be reached through the interface. A default route that is there is not replaced but covered, by two
 // halves: when the interface goes, it is as it was.
 func (c cable) routes(r Request) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	if r.Network != r.Gateway.Masked() { // else the address says it
+		list = append(list, r.Network)
+	}
 	all := netip.PrefixFrom(r.Gateway.Addr(), 0).Masked()
 	exists, err := c.hasDefault(all)
 	switch {
 	case err != nil:
 		return nil, err
 	case !exists:
-		return []netip.Prefix{r.Network, all}, nil
+		return append(list, all), nil
 	case !r.DefaultRoute:
-		return []netip.Prefix{r.Network}, nil
+		return list, nil
 	}
 	upper := all.Addr().AsSlice()
 	upper[0] = 0x80
 	half, _ := netip.AddrFromSlice(upper)
-	return []netip.Prefix{r.Network, netip.PrefixFrom(all.Addr(), 1), netip.PrefixFrom(half, 1)}, nil
+	return append(list, netip.PrefixFrom(all.Addr(), 1), netip.PrefixFrom(half, 1)), nil
 }
 
 func (c cable) hasDefault(all netip.Prefix) (bool, error) {

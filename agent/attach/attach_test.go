@@ -155,6 +155,21 @@ func TestAttach(t *testing.T) {
 	h.attach(target, h.request(), "10.5.1.128/24")
 }
 
+// TestAttachOneSegment has a network that is one segment: the address says what is reached, and other hosts' containers are neighbours.
+func TestAttachOneSegment(t *testing.T) {
+	h := newHost(t)
+	name := h.container("c")
+	h.run("ip addr del 10.5.1.1/24 dev docker0")
+	h.run("ip addr add 10.5.1.1/16 dev docker0")
+	r := h.request()
+	r.Gateway = netip.MustParsePrefix("10.5.1.1/16")
+	h.attach(h.open(name), r, "10.5.1.128/16")
+	routes := h.run("ip -n %s route", name)
+	if strings.Count(routes, "\n") != 2 || !strings.Contains(routes, "default via 10.5.1.1 dev tulle0 src 10.5.1.128") || !strings.Contains(routes, "10.5.0.0/16 dev tulle0 proto kernel") {
+		t.Errorf("the routes are\n%s", routes)
+	}
+}
+
 // TestDefaultRoute has a container with a network of its own: its default route stays, or is covered until the detach.
 func TestDefaultRoute(t *testing.T) {
 	h := newHost(t)

@@ -18,7 +18,8 @@ const variablePrefix = "DOCKER_OPT_"
 // Env is what an env file, the agent's or flannel's, says about this host's containers.
 type Env struct {
 	Network    netip.Prefix // the overlay's range; not valid if it doesn't say
-	Bridge     netip.Prefix // the bridge's address and its subnet
+	Subnet     netip.Prefix // this host's own, with the bridge's address in it
+	Bridge     netip.Prefix // the bridge's address, and what it is one segment with: Subnet, but for an l2 network's range
 	Attach     netip.Prefix // the part of the subnet that Docker must not hand out; not valid for none
 	MTU        int          // 0: it doesn't say
 	Masquerade bool         // the agent masquerades, so Docker must not
@@ -46,8 +47,14 @@ func parseEnv(text string) (e Env, err error) {
 	if address == "" {
 		return Env{}, errors.New("it has no FLANNEL_SUBNET, which docker0's address comes from: is it the file that tulle agent or flanneld wrote, and has the network an IPv4 range?")
 	}
-	if e.Bridge, err = netip.ParsePrefix(address); err != nil || !e.Bridge.Addr().Is4() {
+	if e.Subnet, err = netip.ParsePrefix(address); err != nil || !e.Subnet.Addr().Is4() {
 		return Env{}, fmt.Errorf("FLANNEL_SUBNET=%.80s is not an IPv4 address with a prefix length, as in 10.5.1.1/24: let the agent write the file again", address)
+	}
+	e.Bridge = e.Subnet
+	if bridge := variables["TULLE_BRIDGE"]; bridge != "" {
+		if e.Bridge, err = netip.ParsePrefix(bridge); err != nil || e.Bridge.Addr() != e.Subnet.Addr() || e.Bridge.Bits() > e.Subnet.Bits() {
+			return Env{}, fmt.Errorf("TULLE_BRIDGE=%.80s is not %s with a shorter prefix: let the agent write the file again", bridge, e.Subnet.Addr())
+		}
 	}
 	if mtu := variables["FLANNEL_MTU"]; mtu != "" {
 		if e.MTU, err = strconv.Atoi(mtu); err != nil || e.MTU < 68 || e.MTU > 65535 { // RFC 791: every host takes 68
@@ -55,8 +62,8 @@ func parseEnv(text string) (e Env, err error) {
 		}
 	}
 	if attach := variables["TULLE_ATTACH"]; attach != "" {
-		if e.Attach, err = netip.ParsePrefix(attach); err != nil || e.Attach.Bits() <= e.Bridge.Bits() || !e.Bridge.Contains(e.Attach.Addr()) || e.Attach.Contains(e.Bridge.Addr()) {
-			return Env{}, fmt.Errorf("TULLE_ATTACH=%.80s is not a part of %s without the bridge's address: let the agent write the file again", attach, e.Bridge.Masked())
+		if e.Attach, err = netip.ParsePrefix(attach); err != nil || e.Attach.Bits() <= e.Subnet.Bits() || !e.Subnet.Contains(e.Attach.Addr()) || e.Attach.Contains(e.Subnet.Addr()) {
+			return Env{}, fmt.Errorf("TULLE_ATTACH=%.80s is not a part of %s without the bridge's address: let the agent write the file again", attach, e.Subnet.Masked())
 		}
 	}
 	e.Network, _ = netip.ParsePrefix(variables["FLANNEL_NETWORK"]) // dockerd has no use for it
@@ -85,11 +92,19 @@ func unquote(value string) string {
 	return value
 }
 
+// slice is what Docker may hand out: one block, with the bridge's address in it. Attach is the other half of Subnet.
+func (e Env) slice() netip.Prefix {
+	if e.Attach.IsValid() {
+		return netip.PrefixFrom(e.Subnet.Addr(), e.Attach.Bits()).Masked()
+	}
+	return e.Subnet.Masked()
+}
+
 // Options are what dockerd must be told, in terms that every version knows.
 func (e Env) Options() []Option {
 	options := []Option{Option("--bip=" + e.Bridge.String())}
-	if e.Attach.IsValid() { // one block, with the bridge's address in it: what is beside Attach at the start of the subnet
-		options = append(options, Option("--fixed-cidr="+netip.PrefixFrom(e.Bridge.Addr(), e.Attach.Bits()).Masked().String()))
+	if slice := e.slice(); slice != e.Bridge.Masked() {
+		options = append(options, Option("--fixed-cidr="+slice.String()))
 	}
 	if e.Masquerade { // Docker inserts its own rule ahead of ours, and would hide each container behind its host
 		options = append(options, "--ip-masq=false")

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,13 +16,15 @@ func TestParseEnv(t *testing.T) {
 		text string
 		want Env
 	}{
-		"flannel": {"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.65.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", Env{Network: network, Bridge: bridge, MTU: 1450, Masquerade: true}},
+		"flannel": {"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.65.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", Env{Network: network, Subnet: bridge, Bridge: bridge, MTU: 1450, Masquerade: true}},
 		"tulle": {"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.65.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n" +
-			"DOCKER_OPTS=\"--bip=10.5.65.1/24 --ip-masq=true --mtu=1450\"\n", Env{Network: network, Bridge: bridge, MTU: 1450}},
-		"attach":     {"FLANNEL_SUBNET=10.5.65.1/24\nTULLE_ATTACH=10.5.65.128/25\n", Env{Bridge: bridge, Attach: netip.MustParsePrefix("10.5.65.128/25")}},
-		"dual-stack": {"FLANNEL_SUBNET=10.5.65.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64\nFLANNEL_MTU=1430\n", Env{Bridge: bridge, MTU: 1430}},
-		"by hand":    {"# mine\n\nexport FLANNEL_SUBNET='10.5.65.1/24'\r\nFLANNEL_MTU=\"9000\"\nnoise\nFLANNEL_MTU=1450", Env{Bridge: bridge, MTU: 1450}},
-		"no MTU":     {"FLANNEL_SUBNET=10.5.65.1/24", Env{Bridge: bridge}},
+			"DOCKER_OPTS=\"--bip=10.5.65.1/24 --ip-masq=true --mtu=1450\"\n", Env{Network: network, Subnet: bridge, Bridge: bridge, MTU: 1450}},
+		"attach": {"FLANNEL_SUBNET=10.5.65.1/24\nTULLE_ATTACH=10.5.65.128/25\n", Env{Subnet: bridge, Bridge: bridge, Attach: netip.MustParsePrefix("10.5.65.128/25")}},
+		"one segment": {"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.65.1/24\nTULLE_BRIDGE=10.5.65.1/16\n",
+			Env{Network: network, Subnet: bridge, Bridge: netip.MustParsePrefix("10.5.65.1/16")}},
+		"dual-stack": {"FLANNEL_SUBNET=10.5.65.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64\nFLANNEL_MTU=1430\n", Env{Subnet: bridge, Bridge: bridge, MTU: 1430}},
+		"by hand":    {"# mine\n\nexport FLANNEL_SUBNET='10.5.65.1/24'\r\nFLANNEL_MTU=\"9000\"\nnoise\nFLANNEL_MTU=1450", Env{Subnet: bridge, Bridge: bridge, MTU: 1450}},
+		"no MTU":     {"FLANNEL_SUBNET=10.5.65.1/24", Env{Subnet: bridge, Bridge: bridge}},
 	} {
 		if got, err := parseEnv(test.text); err != nil || got != test.want {
 			t.Errorf("%s: %+v, %v; want %+v", name, got, err, test.want)
@@ -35,6 +38,9 @@ func TestParseEnv(t *testing.T) {
 		"FLANNEL_SUBNET=1.2.3.4/24\nTULLE_ATTACH=1.2.4.0/25": "not a part of 1.2.3.0/24",
 		"FLANNEL_SUBNET=1.2.3.4/24\nTULLE_ATTACH=1.2.3.0/25": "without the bridge's address",
 		"FLANNEL_SUBNET=1.2.3.4/24\nTULLE_ATTACH=1.2.3.0/24": "not a part of",
+		"FLANNEL_SUBNET=1.2.3.4/24\nTULLE_BRIDGE=1.2.3.5/16": "not 1.2.3.4 with a shorter prefix",
+		"FLANNEL_SUBNET=1.2.3.4/24\nTULLE_BRIDGE=1.2.3.4/25": "not 1.2.3.4 with a shorter prefix",
+		"FLANNEL_SUBNET=1.2.3.4/24\nTULLE_BRIDGE=1.2.3.4":    "not 1.2.3.4 with a shorter prefix",
 		"FLANNEL_SUBNET=10.5.65.1\n":                         "10.5.1.1/24",
 		"FLANNEL_SUBNET=fd00::1/64\n":                        "10.5.1.1/24",
 		"FLANNEL_SUBNET=1.2.3.4/24 --debug\n":                "10.5.1.1/24",
@@ -50,6 +56,7 @@ func TestParseEnv(t *testing.T) {
 
 func FuzzParseEnv(f *testing.F) {
 	f.Add("FLANNEL_SUBNET=10.5.65.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
+	f.Add("FLANNEL_SUBNET=10.5.65.1/24\nTULLE_BRIDGE=10.5.65.1/16\nTULLE_ATTACH=10.5.65.128/25\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		e, err := parseEnv(text)
 		if err != nil {
@@ -64,12 +71,8 @@ func FuzzParseEnv(f *testing.F) {
 }
 
 func TestVariables(t *testing.T) {
-	options := append(Env{Bridge: netip.MustParsePrefix("10.5.65.1/24"), MTU: 1450, Masquerade: true}.Options(), Needs(Version{29, 0, 0}, NFTables).Options...)
+	options := append(Env{Subnet: netip.MustParsePrefix("10.5.65.1/24"), Bridge: netip.MustParsePrefix("10.5.65.1/24"), MTU: 1450, Masquerade: true}.Options(), Needs(Version{29, 0, 0}, NFTables).Options...)
 	got := string(Variables(options, Style{Each: true, Combined: "DOCKER_OPTS"}, []string{"DOCKER_OPTS=--icc=false", "DOCKER_OPT_ZZ=--debug", "DOCKER_OPT_MTU=--mtu=9", "PATH=/bin"}))
-	attach := Env{Bridge: netip.MustParsePrefix("10.5.65.1/24"), Attach: netip.MustParsePrefix("10.5.65.128/25")}
-	if !slices.Contains(attach.Options(), "--fixed-cidr=10.5.65.0/25") {
-		t.Errorf("Docker may hand out what is kept for attach: %s", attach.Options())
-	}
 	want := `DOCKER_OPT_ALLOWDIRECTROUTING="--allow-direct-routing=true"
 DOCKER_OPT_BIP="--bip=10.5.65.1/24"
 DOCKER_OPT_BRIDGEACCEPTFWMARK="--bridge-accept-fwmark=0x1000000/0x1000000"
@@ -80,6 +83,21 @@ DOCKER_OPTS="--icc=false --allow-direct-routing=true --bip=10.5.65.1/24 --bridge
 `
 	if got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// TestFixedCIDR has addresses in the bridge's subnet that Docker must not hand out: those of tulle attach, and those of other hosts.
+func TestFixedCIDR(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                            "--bip=10.5.65.1/24",
+		"TULLE_ATTACH=10.5.65.128/25": "--bip=10.5.65.1/24 --fixed-cidr=10.5.65.0/25",
+		"TULLE_BRIDGE=10.5.65.1/16":   "--bip=10.5.65.1/16 --fixed-cidr=10.5.65.0/24",
+		"TULLE_BRIDGE=10.5.65.1/16\nTULLE_ATTACH=10.5.65.128/25\n": "--bip=10.5.65.1/16 --fixed-cidr=10.5.65.0/25",
+	} {
+		e, err := parseEnv("FLANNEL_SUBNET=10.5.65.1/24\n" + text)
+		if got := strings.Trim(fmt.Sprint(e.Options()), "[]"); err != nil || got != want {
+			t.Errorf("%q: %s, %v; want %s", text, got, err, want)
+		}
 	}
 }
 

@@ -321,6 +321,23 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// What a backend doesn't have is not shown.
+func TestOverlay(t *testing.T) {
+	for want, n := range map[string]api.Network{
+		"Overlay host-gw, MTU 1500 Public IP":                                                              {Backend: "host-gw", MTU: 1500},
+		"Overlay tulle-ipip , ipip, MTU 1480 Public IP":                                                    {Backend: "ipip", Device: "tulle-ipip", Kind: "ipip", MTU: 1480},
+		"Overlay tulle-wg , wireguard, UDP port 51820, MTU 1420 public key 4Wpg7=, in the agent Public IP": {Backend: "wireguard", Device: "tulle-wg", Port: 51820, MTU: 1420, PublicKey: "4Wpg7=", Userspace: true},
+		"Overlay not known Public IP":                                                                      {},
+	} {
+		d := network(1)
+		d.Status.Network = n
+		root, _ := write(t, d)
+		if got := text(all(root, tag("dl"))[0]); !strings.Contains(got, want) {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	}
+}
+
 func TestHost(t *testing.T) {
 	root, _ := write(t, broken(9))
 	want := "Lease 10.16.0.0/24 Expires 23 hours from now , unless renewed; last renewed 4 minutes ago Network 10.0.0.0/8 Overlay tulle.1 , vxlan, VNI 1, UDP port 8472, MTU 1450 " +

@@ -22,8 +22,8 @@ const (
 
 func (p Path) String() string { return [...]string{"overlay", "underlay"}[p] }
 
-// Target is where a host is probed: its address on the overlay, that of its VTEP, and that on the underlay. A path whose address
-// is missing is not probed.
+// Target is where a host is probed: its address inside the overlay, and that on the underlay. A path whose address is missing is not
+// probed.
 type Target struct{ Overlay, Underlay netip.Addr }
 
 func (t Target) on(p Path) netip.Addr { return [...]netip.Addr{t.Overlay, t.Underlay}[p] }

@@ -11,8 +11,8 @@ import (
 
 // Options are how a Prober works. The zero value is how it should.
 type Options struct {
-	// Observe, if set, hears what became of each probe: it was answered after a trip (0 if the wall clock was set meanwhile, and
-	// nobody knows), or lost.
+	// Observe, if set, hears what became of each probe: it was answered after a trip (0 if nobody knows, as the wall clock was set
+	// meanwhile), or lost.
 	Observe func(p Path, trip time.Duration, answered bool)
 	// Turned, if set, hears of each peer that is unreachable from now on, or reachable again.
 	Turned func(key string, r Result)
@@ -56,11 +56,14 @@ func (p *Prober) now() moment {
 	return moment{now.Sub(p.base), now.Round(0)}
 }
 
-// SetSelf says who this host is, and which addresses of its own the probes come from. Before that there are none.
+// SetSelf says who this host is, and which addresses of its own the probes come from. Before that there are none; by a path whose
+// address is missing, neither.
 func (p *Prober) SetSelf(key string, self Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.selfKey, p.self, p.mesh.stale = key, self, true
+	if p.selfKey != key || p.self != self {
+		p.selfKey, p.self, p.mesh.stale = key, self, true
+	}
 }
 
 // Set says where a peer is. What is known of it is kept if that is no news.
@@ -251,7 +254,7 @@ func (p *Prober) tick(sockets map[int]*socket, ticks int) (wait time.Duration, e
 
 // send probes whoever is chosen. That the kernel won't send a packet is like losing it: no route, or a packet filter's refusal.
 func (p *Prober) send(sockets map[int]*socket, ticks int) error {
-	if !p.self.Overlay.IsValid() {
+	if p.self == (Target{}) {
 		return nil
 	}
 	p.mesh.measure()
@@ -288,7 +291,8 @@ func (p *Prober) message(f flight) message {
 }
 
 // answer takes what looks like an answer to one of our probes. Its trip is by the wall clock, the only one that the kernel stamps
-// packets with: if that was set since, nobody knows the trip.
+// packets with. If that was set since, it was most likely after the answer came: it waits for the next tick much longer than it was on its
+// way, and where somebody sets the clock a little again and again, no trip would ever be known. A trip that can't be is unknown.
 func (p *Prober) answer(a packet, now moment) {
 	f := p.table.flight(a.seq())
 	token, ok := tokenOf(a.message[icmpHeader:])
@@ -298,10 +302,10 @@ func (p *Prober) answer(a packet, now moment) {
 	trip := a.at.Sub(f.sent.wall)
 	step := now.wall.Sub(f.sent.wall) - (now.at - f.sent.at)
 	switch {
-	case step.Abs() > time.Millisecond || trip < 0:
-		p.table.arrive(f, now.at, 0)
-	case trip <= p.Wait:
+	case trip >= 0 && trip <= p.Wait:
 		p.table.arrive(f, f.sent.at+trip, max(trip, time.Microsecond))
+	case trip < 0 || step.Abs() > time.Millisecond:
+		p.table.arrive(f, now.at, 0)
 	}
 }
 

@@ -175,6 +175,22 @@ func TestProber(t *testing.T) {
 	}
 }
 
+// TestWithoutOverlay has hosts that answer nowhere inside the overlay: how they are is not known, and the underlay tells what it can.
+func TestWithoutOverlay(t *testing.T) {
+	members := overlay(t, "a", "b")
+	a, b := members[0], members[1]
+	a.becomes(b, Reachable)
+	a.SetSelf(a.key, Target{Underlay: a.self.Underlay})
+	a.Set(b.key, Target{Underlay: b.self.Underlay})
+	eventually(t, "answers over the underlay", func() bool { return a.result(b).Paths[Underlay].Trip > 0 })
+	if r := a.result(b); r.State != Unknown || !r.Paths[Overlay].Sent.IsZero() {
+		t.Errorf("without an address inside the overlay: %+v", r)
+	}
+	if m := a.Mesh(); len(m.Keys) != 0 {
+		t.Errorf("the mesh has %v", m.Keys)
+	}
+}
+
 // TestOneWay blocks the overlay's port in one direction, and then in both: each host learns whether what it sends arrives.
 func TestOneWay(t *testing.T) {
 	members := overlay(t, "a", "b")
@@ -388,8 +404,9 @@ func TestAnswer(t *testing.T) {
 	}{
 		{"good", good(), set(0), 1, 3000},
 		{"clock set forward", packet{good().from, good().message, good().at.Add(time.Hour)}, set(time.Hour), 1, 0},
-		{"clock set back a little", packet{good().from, good().message, good().at.Add(-2 * time.Millisecond)}, set(-2 * time.Millisecond), 1, 0},
-		{"clock set after it came", good(), set(-time.Hour), 1, 0},
+		{"clock set back a little", packet{good().from, good().message, good().at.Add(-5 * time.Millisecond)}, set(-5 * time.Millisecond), 1, 0},
+		{"clock set after it came", good(), set(-time.Hour), 1, 3000},
+		{"clock set a little after it came", good(), set(2 * time.Millisecond), 1, 3000},
 		{"no time", packet{from: good().from, message: good().message}, set(0), 1, 0},
 		{"late, and read late", echoed(t, target(1).Overlay, 0, later(3*time.Second+1), ours), later(4 * time.Second), 0, 0},
 		{"from another", echoed(t, target(2).Overlay, 0, later(time.Second), ours), set(0), 0, 0},

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -25,7 +26,7 @@ type bell struct {
 	wrote   map[deed]bool   // see expect
 	names   map[string]bool // devices of interest, also while they don't exist
 	indexes map[int]bool
-	tunnels map[int]bool // those of them whose neighbours and FDB are ours
+	tunnels map[int]bool // those of them whose neighbours and FDB are ours; true if the kernel adds to it by itself
 }
 
 // Netconf messages (linux/netconf.h), which x/sys/unix doesn't name.
@@ -62,12 +63,12 @@ func (b *bell) ring() {
 
 // watch says which devices are of interest: those that want has, and those that they run over.
 func (b *bell) watch(devices map[string]int, want backend.State) {
-	names, indexes, tunnels := map[string]bool{}, map[int]bool{}, map[int]bool{}
+	names, indexes, tunnels := map[string]bool{want.Underlay: true}, map[int]bool{}, map[int]bool{}
 	for name, l := range want.Links {
 		names[name] = true
-		if l.Kind == backend.KindVXLAN {
-			names[l.VXLAN.Parent] = true
-			tunnels[devices[name]] = true
+		if l.Parent() != "" {
+			names[l.Parent()] = true
+			tunnels[devices[name]] = l.VXLAN.Learning
 		}
 	}
 	for name := range names {
@@ -134,16 +135,8 @@ func (b *bell) expect(d deed) {
 
 // expected reports whether a notification is of what we did.
 func (b *bell) expected(kind uint16, data []byte) bool {
-	d := deed{kind: kind, family: data[0], index: int(number(data[4:]))}
-	for kind, value := range attributes(data, 12) {
-		switch kind {
-		case unix.NDA_DST:
-			d.dst = address(value)
-		case unix.NDA_LLADDR:
-			copy(d.mac[:], value)
-		}
-	}
-	d = d.of(kind)
+	n := parseNeighbour(data)
+	d := deed{kind, n.family, n.index, n.dst, n.mac}.of(kind)
 	if !b.wrote[d] {
 		return false
 	}
@@ -164,10 +157,10 @@ func (b *bell) concerns(kind, flags uint16, data []byte) bool {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return len(data) >= 8 && b.indexes[int(number(data[4:]))]
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return len(data) >= 12 && b.tunnels[int(number(data[4:]))] && !b.expected(kind, data)
-	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours; one that may have taken ours' place; the default route, which chooses the underlay
+		return len(data) >= 12 && b.ours(data) && !b.expected(kind, data)
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours; one that may have taken ours' place; the default route, which chooses the underlay; what tells who is on its segment
 		return len(data) >= unix.SizeofRtMsg && (data[5] == protocol || flags&unix.NLM_F_REPLACE != 0 || data[1] == 0 ||
-			kind == unix.RTM_DELROUTE && data[5] == unix.RTPROT_KERNEL && b.connects(data))
+			kind == unix.RTM_DELROUTE && data[5] == unix.RTPROT_KERNEL && b.connects(data) || b.reaches(data))
 	case rtmNewNexthop, rtmDelNexthop:
 		return len(data) >= 8 && data[2] == protocol
 	case unix.RTM_NEWNETCONF:
@@ -176,10 +169,27 @@ func (b *bell) concerns(kind, flags uint16, data []byte) bool {
 	return false
 }
 
+// ours reports whether a notification of a neighbour or FDB entry may be of one of ours: not if the kernel learned it, or forgot it.
+func (b *bell) ours(data []byte) bool {
+	learns, watched := b.tunnels[int(number(data[4:]))]
+	permanent := binary.NativeEndian.Uint16(data[8:])&unix.NUD_PERMANENT != 0
+	return watched && (permanent || data[0] != unix.AF_BRIDGE || !learns)
+}
+
 // connects reports whether a route leads to a device of interest: the kernel's own there are the connected ones.
 func (b *bell) connects(data []byte) bool {
 	r, _ := parseRoute(data)
 	return b.indexes[r.index]
+}
+
+// reaches reports whether a route of an operator's says what the underlay reaches without a gateway. The kernel's own come and go with
+// addresses.
+func (b *bell) reaches(data []byte) bool {
+	if data[5] == unix.RTPROT_KERNEL || data[7] != unix.RTN_UNICAST {
+		return false
+	}
+	r, _ := parseRoute(data)
+	return b.indexes[r.index] && !r.gateway.IsValid()
 }
 
 // switchesForwarding reports whether forwarding was switched on or off for the host. Every new device tells of its own.

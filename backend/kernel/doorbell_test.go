@@ -51,11 +51,14 @@ func TestDoorbellOfTheUnderlay(t *testing.T) {
 		"default route added":   "ip route add default via 192.0.2.254",
 		"default route deleted": "ip route del default via 192.0.2.253",
 		"IPv6 default route":    "ip -6 route add default dev eth0",
+		"segment added":         "ip route add 203.0.113.0/24 dev eth0",
+		"segment deleted":       "ip route del 198.51.100.0/24 dev eth0",
 		"our route replaced":    "ip route replace 10.5.2.0/24 via 192.0.2.9",
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSandbox(t)
 			s.setup("ip route add default via 192.0.2.253 metric 9")
+			s.setup("ip route add 198.51.100.0/24 dev eth0")
 			k, want := s.open(), state(t, 3)
 			s.apply(k, want)
 			s.settle(k, want)

@@ -106,7 +106,7 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 	k.bell.watch(k.devices, all)
 
 	// A link that was made again has lost what hung on it, so the rest is looked at only now.
-	changed, err = k.compare(want)
+	changed, err = k.compare(lacking(want, k.unmade(want.Links)))
 	if err != nil {
 		return backend.Changes{Links: links}, errors.Join(append(errs, err)...)
 	}
@@ -142,9 +142,11 @@ func (k *Kernel) compare(want backend.State) (c backend.Changes, err error) {
 			tunnels = append(tunnels, name)
 		}
 	}
-	if c.FDB, err = k.compareFDB(tunnels, want.FDB); err != nil {
+	fdb, err := k.compareFDB(tunnels, want)
+	if err != nil {
 		return c, err
 	}
+	c.FDB, c.Floods = fdb.entries.Delta, fdb.floods.Delta
 	if c.Neighbours, err = k.compareNeighbours(tunnels, want.Neighbours); err != nil {
 		return c, err
 	}
@@ -171,19 +173,22 @@ func compareTable[K, V comparable](want map[K]V, list func(*backend.Comparison[K
 	return c.Delta, err
 }
 
-// Change makes changes without a look at what is there, links aside: deletes first, from routes down, then sets, from
-// addresses up to routes, or the kernel would ask the wire for a gateway that it has no neighbour for. Only addresses are
-// set before they are deleted: a device that loses its last one loses its neighbours and routes with it.
+// Change makes changes without a look at what is there, links aside. What a route needs is set before it, or the kernel would ask
+// the wire for a gateway that it has no neighbour for; and deleted only when no route leads there any more, so that one that moves
+// to another gateway loses no packet. Addresses are set before they are deleted: a device that loses its last one loses its
+// neighbours and routes with it.
 func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
 	w := &work{ctx: ctx, conn: k.conn}
 	k.deleteRoutes(w, c.Routes.Del)
-	bulk(w, step{"delete", "neighbour"}, c.Neighbours.Del, k.changeNeighbours(unix.RTM_DELNEIGH))
-	bulk(w, step{"delete", "fdb"}, c.FDB.Del, k.changeFDB(unix.RTM_DELNEIGH))
 	each(w, step{"set", "address"}, c.Addrs.Set, k.setAddr)
 	each(w, step{"delete", "address"}, c.Addrs.Del, k.deleteAddr)
 	bulk(w, step{"set", "fdb"}, c.FDB.Set, k.changeFDB(unix.RTM_NEWNEIGH))
+	bulk(w, step{"set", "flood"}, c.Floods.Set, k.changeFloods(unix.RTM_NEWNEIGH))
 	bulk(w, step{"set", "neighbour"}, c.Neighbours.Set, k.changeNeighbours(unix.RTM_NEWNEIGH))
 	k.setRoutes(w, c.Routes.Set)
+	bulk(w, step{"delete", "neighbour"}, c.Neighbours.Del, k.changeNeighbours(unix.RTM_DELNEIGH))
+	bulk(w, step{"delete", "fdb"}, c.FDB.Del, k.changeFDB(unix.RTM_DELNEIGH))
+	bulk(w, step{"delete", "flood"}, c.Floods.Del, k.changeFloods(unix.RTM_DELNEIGH))
 	each(w, step{"set", "sysctl"}, c.Sysctls.Set, setSysctl)
 	return w.errs.join()
 }
@@ -208,8 +213,11 @@ func (w *work) over() bool {
 type step struct{ verb, table string }
 
 func (s step) String() string {
-	if s.table == "fdb" {
+	switch s.table {
+	case "fdb":
 		return s.verb + " FDB entry"
+	case "flood":
+		return s.verb + " flooding entry"
 	}
 	return s.verb + " " + s.table
 }
@@ -328,6 +336,11 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 		removed = append(removed, fmt.Sprintf("route %s %s", dst, r))
 	}
 	w := &work{ctx: ctx, conn: k.conn}
+	learned, err := k.conn.sweepLearned()
+	w.errs.add("", err)
+	if learned > 0 {
+		removed = append(removed, fmt.Sprintf("%d learned neighbours", learned))
+	}
 	k.deleteRoutes(w, routes.Del)
 	w.errs.add("", k.sweepNexthops())
 	each(w, step{"delete", "link"}, have.own, func(name string, l backend.Link) error {

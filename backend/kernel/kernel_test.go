@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -28,7 +29,7 @@ func newPlan(t testing.TB, config string, peers int) *backend.Plan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, _, err := backend.New(cfg)
+	b, err := backend.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,7 @@ func peer(cfg subnet.Config, n int) subnet.Entry {
 	return subnet.Entry{Created: int64(n), Lease: subnet.Lease{
 		Subnet:   subnet.PairOf(subnet.IPv4, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5 + hi, lo, 0}), 24)),
 		PublicIP: subnet.PairOf(subnet.IPv4, netip.AddrFrom4([4]byte{172, 20, hi, lo})),
-		Backend:  "vxlan", Data: subnet.PairOf(subnet.IPv4, data)}}
+		Backend:  cmp.Or(cfg.Backend.Type, "vxlan"), Data: subnet.PairOf(subnet.IPv4, data)}}
 }
 
 func state(t testing.TB, peers int) backend.State { return newPlan(t, vxlanConfig, peers).State() }

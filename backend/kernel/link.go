@@ -42,11 +42,25 @@ func (k *Kernel) observeLinks() (linkTable, error) {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
 	for name, l := range t.all {
-		if l.Attrs().Alias == backend.Alias || name == unborn {
-			t.own[name] = toLink(l, names)
+		if l.Attrs().Alias != backend.Alias && name != unborn {
+			continue
+		}
+		if t.own[name], err = k.observeLink(l, names); err != nil {
+			return t, err
 		}
 	}
 	return t, nil
+}
+
+// observeLink reads a link as far as a State says what it is to be. What a bridge does with its port isn't in the library's listing.
+func (k *Kernel) observeLink(l netlink.Link, names map[int]string) (backend.Link, error) {
+	link := toLink(l, names)
+	if link.Master == "" {
+		return link, nil
+	}
+	var err error
+	link.Suppress, err = k.conn.suppresses(l.Attrs().Index)
+	return link, err
 }
 
 // attached returns the interfaces that tulle attach made: ifalias "tulle attach …", or none yet and a name of theirs.
@@ -73,14 +87,29 @@ func (k *Kernel) listLinks() ([]netlink.Link, error) {
 // toLink reads a link; names are device names by ifindex.
 func toLink(l netlink.Link, names map[int]string) backend.Link {
 	attrs := l.Attrs()
-	link := backend.Link{Kind: backend.Kind(l.Type()), MTU: attrs.MTU, Down: attrs.Flags&net.FlagUp == 0}
-	copy(link.MAC[:], attrs.HardwareAddr)
+	link := backend.Link{Kind: kindOf(l), MTU: attrs.MTU, Down: attrs.Flags&net.FlagUp == 0}
+	if attrs.EncapType == "ether" {
+		copy(link.MAC[:], attrs.HardwareAddr)
+	}
 	if v, ok := l.(*netlink.Vxlan); ok {
 		local, _ := netip.AddrFromSlice(v.SrcAddr)
 		link.VXLAN = backend.VXLAN{VNI: uint32(v.VxlanId), Port: uint16(v.Port), Local: local,
 			Parent: names[v.VtepDevIndex], Learning: v.Learning, GBP: v.GBP}
+		link.Master = names[attrs.MasterIndex]
+	}
+	if v, ok := l.(*netlink.Iptun); ok {
+		local, _ := netip.AddrFromSlice(v.Local.To4())
+		link.IPIP = backend.IPIP{Local: local, Parent: names[attrs.ParentIndex]} // v.Link is only for what is to be made
 	}
 	return link
+}
+
+// kindOf is what kind of link l is.
+func kindOf(l netlink.Link) backend.Kind {
+	if l.Type() == "tuntap" { // the library's word
+		return backend.KindTUN
+	}
+	return backend.Kind(l.Type())
 }
 
 // withoutForeign returns want without the links that somebody else made and without what hangs on them: all that is left
@@ -98,16 +127,38 @@ func (t linkTable) withoutForeign(want backend.State) (backend.State, error) {
 			errs.add("link", fmt.Errorf("set link %s: a %s of this name exists and is not ours: remove it (ip link del %s)", name, link.Type(), name))
 		}
 	}
-	if len(foreign) > 0 {
-		want.Links = except(want.Links, func(name string, _ backend.Link) bool { return foreign[name] })
-		want.Addrs = except(want.Addrs, func(a backend.Addr, _ struct{}) bool { return foreign[a.Dev] })
+	return lacking(want, foreign), errs.join()
+}
+
+// lacking returns want without links, and without what hangs on them.
+func lacking(want backend.State, links map[string]bool) backend.State {
+	if len(links) == 0 {
+		return want
 	}
-	if len(errs.first) > 0 { // nothing of peers hangs on the bridge
-		want.FDB = except(want.FDB, func(k backend.FDBKey, _ netip.Addr) bool { return foreign[k.Dev] })
-		want.Neighbours = except(want.Neighbours, func(k backend.NeighbourKey, _ backend.MAC) bool { return foreign[k.Dev] })
-		want.Routes = except(want.Routes, func(_ netip.Prefix, r backend.Route) bool { return foreign[r.Dev] })
+	peers := false // hang on one of them: none does on the bridge
+	for name := range links {
+		peers = peers || want.Links[name].Kind != backend.KindBridge
 	}
-	return want, errs.join()
+	want.Links = except(want.Links, func(name string, _ backend.Link) bool { return links[name] })
+	want.Addrs = except(want.Addrs, func(a backend.Addr, _ struct{}) bool { return links[a.Dev] })
+	if peers {
+		want.FDB = except(want.FDB, func(k backend.FDBKey, _ netip.Addr) bool { return links[k.Dev] })
+		want.Floods = except(want.Floods, func(f backend.Flood, _ struct{}) bool { return links[f.Dev] })
+		want.Neighbours = except(want.Neighbours, func(k backend.NeighbourKey, _ backend.MAC) bool { return links[k.Dev] })
+		want.Routes = except(want.Routes, func(_ netip.Prefix, r backend.Route) bool { return links[r.Dev] })
+	}
+	return want
+}
+
+// unmade are the links among want that don't exist, as of the last look: why they could not be made has been said.
+func (k *Kernel) unmade(want map[string]backend.Link) map[string]bool {
+	missing := map[string]bool{}
+	for name := range want {
+		if _, exists := k.devices[name]; !exists {
+			missing[name] = true
+		}
+	}
+	return missing
 }
 
 // renameLinks gives back their names to links of ours that somebody renamed: a link that has no wanted name, and is what
@@ -137,7 +188,7 @@ func (k *Kernel) renameLinks(links backend.Delta[string, backend.Link], have lin
 // alike returns which of the unwanted links could be want under another name; of several, the oldest.
 func (t linkTable) alike(want backend.Link, unwanted map[string]backend.Link) (name string, found bool) {
 	for n, l := range unwanted {
-		if n == unborn || l.Kind != want.Kind || l.VXLAN != want.VXLAN {
+		if n == unborn || l.Kind != want.Kind || l.VXLAN != want.VXLAN || l.IPIP != want.IPIP {
 			continue
 		}
 		if !found || t.all[n].Attrs().Index < t.all[name].Attrs().Index {
@@ -172,10 +223,12 @@ func except[K comparable, V any](m map[K]V, drop func(K, V) bool) map[K]V {
 	return m
 }
 
-// setLinks makes or mends links.
+// setLinks makes or mends links, a bridge before its ports.
 func (k *Kernel) setLinks(set map[string]backend.Link, have linkTable) error {
 	var errs errorList
-	for _, name := range slices.Sorted(maps.Keys(set)) {
+	for _, name := range slices.SortedFunc(maps.Keys(set), func(a, b string) int {
+		return cmp.Or(cmp.Compare(set[a].Master, set[b].Master), cmp.Compare(a, b))
+	}) {
 		if err := k.setLink(name, set[name], have); err != nil {
 			errs.add("link", fmt.Errorf("set link %s: %w", name, err))
 		}
@@ -189,10 +242,10 @@ func (k *Kernel) setLink(name string, want backend.Link, have linkTable) error {
 	switch {
 	case !exists:
 		return k.makeLink(name, want, have)
-	case now.Kind == want.Kind && now.VXLAN == want.VXLAN:
-		return k.mendLink(link, want)
+	case now.Kind == want.Kind && now.VXLAN == want.VXLAN && now.IPIP == want.IPIP:
+		return k.mendLink(link, now, want)
 	case movable(now, want) && k.moveLink(link, want, have) == nil:
-		return k.mendLink(link, want)
+		return k.mendLink(link, now, want)
 	}
 	if err := gone(k.links.LinkDel(link)); err != nil {
 		return fmt.Errorf("delete it to make it anew: %w", err)
@@ -225,22 +278,33 @@ func (k *Kernel) makeLink(name string, want backend.Link, have linkTable) error 
 	if err := k.links.LinkSetName(made, name); err != nil {
 		return fmt.Errorf("name it: %w", err)
 	}
-	return errors.Join(k.putBack(k.ports[name], made), k.links.LinkSetUp(made))
+	return errors.Join(k.putBack(k.ports[name], made), k.plugIn(made, backend.Link{}, want), k.links.LinkSetUp(made))
 }
 
 // newLink is what to ask the kernel for.
 func newLink(want backend.Link, have linkTable) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = unborn, want.MTU, want.MAC[:]
-	if want.Kind == backend.KindBridge {
+	attrs.Name, attrs.MTU = unborn, want.MTU
+	if want.MAC != (backend.MAC{}) {
+		attrs.HardwareAddr = want.MAC[:]
+	}
+	switch want.Kind {
+	case backend.KindBridge:
 		// A bridge takes over its ports' MTU until its own is changed (br_mtu_auto_adjust, net/bridge/br_if.c): makeLink must
 		// find something to change.
 		attrs.MTU--
 		return &netlink.Bridge{LinkAttrs: attrs}, nil
+	case backend.KindWireGuard:
+		return &netlink.Wireguard{LinkAttrs: attrs}, nil
+	case backend.KindTUN:
+		return nil, errors.New("no process stands behind it yet")
 	}
-	parent, ok := have.all[want.VXLAN.Parent]
+	parent, ok := have.all[want.Parent()]
 	if !ok {
-		return nil, fmt.Errorf("its underlay device %s: %w", want.VXLAN.Parent, unix.ENODEV)
+		return nil, fmt.Errorf("its underlay device %s: %w", want.Parent(), unix.ENODEV)
+	}
+	if want.Kind == backend.KindIPIP {
+		return &netlink.Iptun{LinkAttrs: attrs, Local: want.IPIP.Local.AsSlice(), Link: uint32(parent.Attrs().Index), PMtuDisc: 1}, nil
 	}
 	return &netlink.Vxlan{
 		LinkAttrs: attrs, VxlanId: int(want.VXLAN.VNI), Port: int(want.VXLAN.Port), SrcAddr: want.VXLAN.Local.AsSlice(),
@@ -252,7 +316,7 @@ func newLink(want backend.Link, have linkTable) (netlink.Link, error) {
 func explain(err error, want backend.Link, have linkTable) error {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("this kernel has no %s: load or build the module (modprobe %s; CONFIG_%s)", want.Kind, want.Kind, strings.ToUpper(string(want.Kind)))
+		return fmt.Errorf("this kernel has no %s: load or build the module (modprobe %s; %s)", want.Kind, want.Kind, symbol(want.Kind))
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("not permitted: run as root, or with CAP_NET_ADMIN")
 	case errors.Is(err, unix.EEXIST) && want.Kind == backend.KindVXLAN:
@@ -265,23 +329,34 @@ func explain(err error, want backend.Link, have linkTable) error {
 	return err
 }
 
+// symbol is what to build a kernel with that knows a kind of links.
+func symbol(k backend.Kind) string {
+	if k == backend.KindIPIP {
+		return "CONFIG_NET_IPIP"
+	}
+	return "CONFIG_" + strings.ToUpper(string(k))
+}
+
 // mendLink changes what can be changed of a link that is there.
-func (k *Kernel) mendLink(link netlink.Link, want backend.Link) error {
+func (k *Kernel) mendLink(link netlink.Link, now, want backend.Link) error {
 	attrs := link.Attrs()
 	var errs []error
 	if attrs.MTU != want.MTU {
 		errs = append(errs, k.links.LinkSetMTU(link, want.MTU))
 	}
-	if !bytes.Equal(attrs.HardwareAddr, want.MAC[:]) {
+	if want.MAC != (backend.MAC{}) && !bytes.Equal(attrs.HardwareAddr, want.MAC[:]) {
 		errs = append(errs, k.links.LinkSetHardwareAddr(link, want.MAC[:]))
 	}
 	// Below 1280 bytes the kernel throws a device's IPv6 settings away (IPV6_MIN_MTU, addrconf_notify in net/ipv6/addrconf.c).
 	_ = k.links.LinkSetIP6AddrGenMode(link, 1) // see makeLink
-	return errors.Join(append(errs, k.links.LinkSetUp(link))...)
+	return errors.Join(append(errs, k.plugIn(link, now, want), k.links.LinkSetUp(link))...)
 }
 
 // movable reports whether all that keeps a device from being as wanted is what it runs over.
 func movable(now, want backend.Link) bool {
+	if want.Kind != backend.KindVXLAN {
+		return false
+	}
 	now.VXLAN.Local, now.VXLAN.Parent = want.VXLAN.Local, want.VXLAN.Parent
 	return now.Kind == want.Kind && now.VXLAN == want.VXLAN
 }

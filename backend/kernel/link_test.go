@@ -148,7 +148,7 @@ func (s *sandbox) moved(p *backend.Plan, change func(*backend.Host)) backend.Sta
 	s.Helper()
 	host := p.Host()
 	change(&host)
-	b, _, _ := backend.New(host.Config)
+	b, _ := backend.New(host.Config)
 	moved, err := backend.NewPlan(b, host, p.Entries())
 	if err != nil {
 		s.Fatal(err)

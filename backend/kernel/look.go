@@ -182,6 +182,14 @@ func (k *Kernel) FDB(key backend.FDBKey) (dst netip.Addr, exists bool, err error
 	return dst, exists, err
 }
 
+// Floods reports whether a VXLAN device sends a host a copy of what it knows no one destination for.
+func (k *Kernel) Floods(flood backend.Flood) (exists bool, err error) {
+	err = k.lookUp(unix.AF_BRIDGE, flood.Dev, func(a netip.Addr, mac backend.MAC, _ uint16) {
+		exists = exists || mac == backend.MAC{} && a == flood.Dst
+	})
+	return exists, err
+}
+
 // lookUp hands f a device's entries; none if there is no such device.
 func (k *Kernel) lookUp(family uint8, dev string, f func(dst netip.Addr, mac backend.MAC, state uint16)) error {
 	err := k.indexDevices()
@@ -192,7 +200,7 @@ func (k *Kernel) lookUp(family uint8, dev string, f func(dst netip.Addr, mac bac
 	if !exists {
 		return nil
 	}
-	if err := k.allEntries(family, index, f); err != nil {
+	if err := k.conn.listNeighbours(family, index, func(n neighbour) { f(n.dst, n.mac, n.state) }); err != nil {
 		return fmt.Errorf("list the neighbours of %s: %w", dev, err)
 	}
 	return nil
@@ -219,5 +227,6 @@ func (k *Kernel) Device(name string) (l backend.Link, ours bool, err error) {
 		names[l.Attrs().Index] = name
 	}
 	_, ours = table.own[name]
-	return toLink(link, names), ours, nil
+	l, err = k.observeLink(link, names)
+	return l, ours, err
 }

@@ -119,3 +119,25 @@ func TestLookups(t *testing.T) {
 		}
 	}
 }
+
+// What an Apply has set of a segment is what the lookups find: the port as it was wanted, and those that get copies.
+func TestSegmentLookups(t *testing.T) {
+	s := newSandbox(t)
+	k, want := s.open(), segment(t, 2)
+	s.apply(k, want)
+	if l, ours, err := k.Device("tulle.1"); err != nil || !ours || l != want.Links["tulle.1"] {
+		t.Errorf("the port is %s, ours %t, %v; want %s", l, ours, err, want.Links["tulle.1"])
+	}
+	for dst, floods := range map[string]bool{"172.20.0.2": true, "172.20.0.3": true, "172.20.0.4": false} {
+		if got, err := k.Floods(backend.Flood{Dev: "tulle.1", Dst: netip.MustParseAddr(dst)}); err != nil || got != floods {
+			t.Errorf("floods to %s: %t, %v", dst, got, err)
+		}
+	}
+	s.run("bridge fdb del 00:00:00:00:00:00 dev tulle.1 dst 172.20.0.2")
+	if got, err := k.Floods(backend.Flood{Dev: "tulle.1", Dst: netip.MustParseAddr("172.20.0.2")}); err != nil || got {
+		t.Errorf("floods to one that was deleted: %t, %v", got, err)
+	}
+	if got, err := k.Floods(backend.Flood{Dev: "nosuch", Dst: netip.MustParseAddr("172.20.0.2")}); err != nil || got {
+		t.Errorf("no device floods: %t, %v", got, err)
+	}
+}

@@ -20,58 +20,97 @@ func ndmsg(family uint8, index int, state uint16, flags uint8) message {
 	return m
 }
 
+// ndaProtocol is NDA_PROTOCOL (linux/neighbour.h): who set a neighbour. Linux ≥ 5.0.
+const ndaProtocol = 12
+
+// neighbour is a neighbour, or for AF_BRIDGE an FDB entry, as the kernel tells of it.
+type neighbour struct {
+	family   uint8
+	index    int
+	state    uint16 // NUD_…
+	flags    uint8  // NTF_…
+	dst      netip.Addr
+	mac      backend.MAC
+	protocol uint8
+}
+
+func parseNeighbour(entry []byte) neighbour {
+	n := neighbour{family: entry[0], index: int(number(entry[4:])), state: binary.NativeEndian.Uint16(entry[8:]), flags: entry[10]}
+	for kind, value := range attributes(entry, 12) {
+		switch kind {
+		case unix.NDA_DST:
+			n.dst = address(value)
+		case unix.NDA_LLADDR:
+			copy(n.mac[:], value)
+		case ndaProtocol:
+			n.protocol = value[0]
+		}
+	}
+	return n
+}
+
 // entries dumps a device's permanent neighbour or, for AF_BRIDGE, FDB entries.
 func (k *Kernel) entries(family uint8, index int, f func(dst netip.Addr, mac backend.MAC)) error {
-	return k.allEntries(family, index, func(dst netip.Addr, mac backend.MAC, state uint16) {
-		if state&unix.NUD_PERMANENT != 0 {
-			f(dst, mac)
+	return k.conn.listNeighbours(family, index, func(n neighbour) {
+		if n.state&unix.NUD_PERMANENT != 0 {
+			f(n.dst, n.mac)
 		}
 	})
 }
 
-// allEntries is entries whatever their state, NUD_….
-func (k *Kernel) allEntries(family uint8, index int, f func(dst netip.Addr, mac backend.MAC, state uint16)) error {
+// listNeighbours dumps a device's neighbours, or FDB entries, that have a destination. Without a device, 0, it dumps all.
+func (c conn) listNeighbours(family uint8, index int, f func(neighbour)) error {
 	// The filter is a header field for FDB dumps (rtnl_fdb_dump, net/core/rtnetlink.c), an attribute for the others.
 	m := ndmsg(family, index, 0, 0)
 	if family != unix.AF_BRIDGE {
-		m = ndmsg(family, 0, 0, 0).uint32(unix.NDA_IFINDEX, uint32(index))
+		if m = ndmsg(family, 0, 0, 0); index != 0 {
+			m = m.uint32(unix.NDA_IFINDEX, uint32(index))
+		}
 	}
-	return k.conn.dump(unix.RTM_GETNEIGH, m, func(entry []byte) {
-		state := binary.NativeEndian.Uint16(entry[8:])
-		if entry[0] != family || int(number(entry[4:])) != index {
-			return
-		}
-		var dst netip.Addr
-		var mac backend.MAC
-		for kind, value := range attributes(entry, 12) {
-			switch kind {
-			case unix.NDA_DST:
-				dst = address(value)
-			case unix.NDA_LLADDR:
-				copy(mac[:], value)
-			}
-		}
-		if dst.IsValid() {
-			f(dst, mac, state)
+	return c.dump(unix.RTM_GETNEIGH, m, func(entry []byte) {
+		if n := parseNeighbour(entry); n.family == family && (index == 0 || n.index == index) && n.dst.IsValid() {
+			f(n)
 		}
 	})
 }
 
-// compareFDB compares the VXLAN devices' FDBs with want. Ours: all their permanent unicast entries with a destination.
-func (k *Kernel) compareFDB(devices []string, want map[backend.FDBKey]netip.Addr) (backend.Delta[backend.FDBKey, netip.Addr], error) {
-	return compareTable(want, func(c *backend.Comparison[backend.FDBKey, netip.Addr]) error {
-		for _, dev := range devices {
-			err := k.entries(unix.AF_BRIDGE, k.devices[dev], func(dst netip.Addr, mac backend.MAC) {
-				if mac.Unicast() {
-					c.See(backend.FDBKey{Dev: dev, MAC: mac}, dst)
-				}
-			})
-			if err != nil {
-				return fmt.Errorf("list FDB of %s: %w", dev, err)
-			}
-		}
-		return nil
+// fdbComparison compares both of what a VXLAN device's FDB holds, in one listing.
+type fdbComparison struct {
+	entries *backend.Comparison[backend.FDBKey, netip.Addr]
+	floods  *backend.Comparison[backend.Flood, struct{}]
+}
+
+// compareFDB compares the VXLAN devices' FDBs with want. Ours: all their permanent entries with a destination, unicast ones and those
+// of the zero MAC, which say where to flood. What the kernel learned is not permanent.
+func (k *Kernel) compareFDB(devices []string, want backend.State) (c fdbComparison, err error) {
+	err = again(func() error {
+		c = fdbComparison{backend.Glance(want.FDB), backend.Glance(want.Floods)}
+		return k.seeFDB(devices, c)
 	})
+	if err == nil && !(c.entries.Whole() && c.floods.Whole()) {
+		err = again(func() error {
+			c = fdbComparison{backend.Compare(want.FDB), backend.Compare(want.Floods)}
+			return k.seeFDB(devices, c)
+		})
+	}
+	return c, err
+}
+
+func (k *Kernel) seeFDB(devices []string, c fdbComparison) error {
+	for _, dev := range devices {
+		err := k.entries(unix.AF_BRIDGE, k.devices[dev], func(dst netip.Addr, mac backend.MAC) {
+			switch {
+			case mac == backend.MAC{}:
+				c.floods.See(backend.Flood{Dev: dev, Dst: dst}, struct{}{})
+			case mac.Unicast():
+				c.entries.See(backend.FDBKey{Dev: dev, MAC: mac}, dst)
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("list FDB of %s: %w", dev, err)
+		}
+	}
+	return nil
 }
 
 // compareNeighbours compares the VXLAN devices' neighbours with want. Ours: all permanent ones on a device of ours.
@@ -94,6 +133,16 @@ func (k *Kernel) compareNeighbours(devices []string, want map[backend.NeighbourK
 func (k *Kernel) changeFDB(kind int) func(backend.FDBKey, netip.Addr) (request, error) {
 	return func(key backend.FDBKey, dst netip.Addr) (request, error) {
 		return k.changeNeighbour(kind, unix.AF_BRIDGE, key.Dev, dst, key.MAC)
+	}
+}
+
+func (k *Kernel) changeFloods(kind int) func(backend.Flood, struct{}) (request, error) {
+	return func(f backend.Flood, _ struct{}) (request, error) {
+		r, err := k.changeNeighbour(kind, unix.AF_BRIDGE, f.Dev, f.Dst, backend.MAC{})
+		if kind == unix.RTM_NEWNEIGH {
+			r.flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND // beside the other destinations of the zero MAC
+		}
+		return r, err
 	}
 }
 

@@ -196,6 +196,9 @@ type object struct {
 			Local, Link   string
 			Learning, Gbp bool
 		} `json:"info_data"`
+		Port struct {
+			Suppress bool `json:"neigh_suppress"`
+		} `json:"info_slave_data"`
 	}
 	Addrs []struct {
 		Local     string
@@ -278,9 +281,19 @@ func (o object) link() string {
 		}
 		text += fmt.Sprintf(" id %d local %s dev %s dstport %d %s", v.ID, v.Local, v.Link, v.Port, learning)
 	}
-	text += fmt.Sprintf(" mtu %d address %s", o.Mtu, o.Address)
+	if o.Linkinfo.Kind == "ipip" {
+		text += fmt.Sprintf(" local %s dev %s mtu %d", o.Linkinfo.Data.Local, o.Linkinfo.Data.Link, o.Mtu)
+	} else {
+		text += fmt.Sprintf(" mtu %d address %s", o.Mtu, o.Address)
+	}
 	if o.Linkinfo.Data.Gbp {
 		text += " gbp"
+	}
+	if o.Linkinfo.Kind == "vxlan" && o.Master != "" {
+		text += " master " + o.Master
+	}
+	if o.Linkinfo.Port.Suppress {
+		text += " neigh_suppress on"
 	}
 	return text
 }

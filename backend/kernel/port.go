@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 )
@@ -40,4 +42,63 @@ func (k *Kernel) putBack(ports map[int]string, bridge netlink.Link) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// plugIn makes a link a port of the bridge that it is to be one of, or takes it out of what it is a port of.
+func (k *Kernel) plugIn(link netlink.Link, now, want backend.Link) error {
+	if now.Master != want.Master {
+		if err := k.setMaster(link, want.Master); err != nil {
+			return err
+		}
+		now.Suppress = false // as every new port
+	}
+	if now.Suppress == want.Suppress {
+		return nil
+	}
+	if err := k.links.LinkSetBrNeighSuppress(link, want.Suppress); err != nil {
+		return fmt.Errorf("set neigh_suppress as a port of %s: %w", want.Master, err)
+	}
+	return nil
+}
+
+func (k *Kernel) setMaster(link netlink.Link, master string) error {
+	if master == "" {
+		return k.links.LinkSetNoMaster(link)
+	}
+	bridge, err := k.links.LinkByName(master)
+	if err != nil {
+		return fmt.Errorf("its bridge %s: %w", master, err)
+	}
+	if bridge.Type() != string(backend.KindBridge) {
+		return fmt.Errorf("%s is a %s, not a bridge: remove it, or name the containers' bridge with --bridge", master, bridge.Type())
+	}
+	if err := k.links.LinkSetMaster(link, bridge); err != nil {
+		return fmt.Errorf("make it a port of %s: %w", master, err)
+	}
+	return nil
+}
+
+// suppresses reports whether a bridge keeps from its port what ARP requests it can answer itself.
+func (c conn) suppresses(port int) (on bool, err error) {
+	err = c.ask(request{kind: unix.RTM_GETLINK, message: ifinfomsg(port)}, func(entry []byte) {
+		data := nested(entry, unix.SizeofIfInfomsg, unix.IFLA_LINKINFO, nl.IFLA_INFO_SLAVE_DATA, unix.IFLA_BRPORT_NEIGH_SUPPRESS)
+		on = len(data) > 0 && data[0] != 0
+	})
+	if gone(err) == nil { // it went away just now
+		return on, nil
+	}
+	return on, fmt.Errorf("look at port %d: %w", port, err)
+}
+
+// nested finds an attribute within attributes, as deep as kinds go. It is nil if there is none.
+func nested(entry []byte, header int, kinds ...uint16) (found []byte) {
+	for kind, value := range attributes(entry, header) {
+		if kind == kinds[0] {
+			found = value
+		}
+	}
+	if len(kinds) == 1 || found == nil {
+		return found
+	}
+	return nested(found, 0, kinds[1:]...)
 }

@@ -236,6 +236,10 @@ func gateway(kind uint16, value []byte) netip.Addr {
 // Each route goes through a nexthop object of its own, where the kernel has them: routes that share a device but not a
 // gateway then cost the same however many there are, which plain ones do not (fib_info hashes by device, not by gateway:
 // net/ipv4/fib_semantics.c). A change of the object moves its route at once, no packet lost.
+//
+// A route without a gateway is a plain one: all of them share one fib_info, and it stays when its device loses its carrier, which an
+// object does not (nh_netdev_event, net/ipv4/nexthop.c). That happens to a tunnel whenever the process behind it restarts, and packets
+// would take the default route meanwhile, unencrypted.
 func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 	through := map[netip.Prefix]uint32{} // what each route that is not there yet is to go through; 0 for no object
 	bulk(w, step{"set", "route"}, routes, func(dst netip.Prefix, want backend.Route) (request, error) {
@@ -247,9 +251,9 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 		switch {
 		case err != nil:
 			return request{}, err
-		case ours && id != 0:
+		case ours && id != 0 && want.Via.IsValid():
 			return setNexthop(id, h, unix.NLM_F_REPLACE), nil
-		case !k.objects:
+		case !k.objects, !want.Via.IsValid():
 			through[dst] = 0
 			return request{}, nil
 		}
@@ -283,12 +287,15 @@ func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request
 		m = rtmsg(dst, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).addr(unix.RTA_GATEWAY, h.gateway)
 	}
 	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	if _, ours := k.routes[dst]; ours {
+	before, ours := k.routes[dst]
+	if ours {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
 	return request{kind: unix.RTM_NEWROUTE, flags: flags, message: m, done: func(err error) error {
 		if err == nil {
-			k.routes[dst] = id
+			if k.routes[dst] = id; before != 0 && id == 0 { // it went through an object, and no longer does
+				err = k.deleteNexthop(before)
+			}
 		} else if err = foreign(dst, err); id != 0 {
 			err = errors.Join(err, k.deleteNexthop(id))
 		}

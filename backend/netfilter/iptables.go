@@ -93,16 +93,18 @@ func masqueradeRules(network, own netip.Prefix, randomFully bool) []string {
 		"-m mark --mark " + exemptMark + " -j RETURN",
 		fmt.Sprintf("-s %s -d %s -j RETURN", own, own), // to Docker, which masquerades a container that calls itself by a published port
 		fmt.Sprintf("-s %s -d %s -j ACCEPT", own, network),
-		fmt.Sprintf("-s %s -d %s -j RETURN", network, own),
+		fmt.Sprintf("-s %s -d %s -j RETURN", network, network), // to the rest of it as well: where all hosts are one segment, a broadcast
 		fmt.Sprintf("! -s %s -d %s -j RETURN", network, own),
-		fmt.Sprintf("-s %s ! -d %s %s", network, multicast(subnet.FamilyOf(network.Addr())), masquerade),
+		fmt.Sprintf("-s %s ! -d %s %s", network, many(subnet.FamilyOf(network.Addr())), masquerade),
 		fmt.Sprintf("! -s %s -d %s %s", network, network, masquerade),
 	}
 }
 
-func multicast(f subnet.Family) netip.Prefix {
+// many are the addresses that more than one host may have: multicast, and in IPv4 broadcast, with what is reserved between them. A
+// bridge sends such packets through the packet filter, too, if Docker has it do so, and whom they reach must know who sent them.
+func many(f subnet.Family) netip.Prefix {
 	if f == subnet.IPv4 {
-		return netip.MustParsePrefix("224.0.0.0/4")
+		return netip.MustParsePrefix("224.0.0.0/3")
 	}
 	return netip.MustParsePrefix("ff00::/8")
 }
@@ -177,7 +179,10 @@ func (t *IPTables) Apply(ctx context.Context, f backend.Firewall) (int, error) {
 func (t *IPTables) apply(ctx context.Context, f backend.Firewall) (int, error) {
 	var errs []error
 	changed := 0
-	for family := range f.Network.All() {
+	for _, family := range []subnet.Family{subnet.IPv4, subnet.IPv6} {
+		if family == subnet.IPv6 && !f.Network.V6.IsValid() { // it never had rules; IPv4 may have those of another policy
+			continue
+		}
 		tool, err := t.tool(family)
 		if err != nil {
 			if f.Masquerade || f.Forward { // without either: what was never installed has made no rules to remove

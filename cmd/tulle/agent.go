@@ -16,8 +16,12 @@ import (
 	"github.com/tulle-net/tulle/agent"
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/extension"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/backend/l2"
 	"github.com/tulle-net/tulle/backend/netfilter"
+	"github.com/tulle-net/tulle/backend/udp"
+	"github.com/tulle-net/tulle/backend/wireguard"
 	"github.com/tulle-net/tulle/etcd"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -39,6 +43,15 @@ func (f filesFlags) stateFile() string {
 		return "/var/lib/tulle/subnet.env"
 	}
 	return ""
+}
+
+// keyFile is the path of WireGuard's private key: beside the env file's copy, so that it survives a reboot, too.
+func (f filesFlags) keyFile() string {
+	dir := f.RunDir
+	if state := f.stateFile(); state != "" {
+		dir = filepath.Dir(state)
+	}
+	return filepath.Join(dir, wireguard.KeyFile)
 }
 
 type agentCmd struct {
@@ -99,15 +112,39 @@ func (c *agentCmd) Run(ctx context.Context) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // what is held stays the same for days, and is resident twice by default
 	}
+	keys, err := wireguard.New(c.keyFile(), log)
+	if err != nil {
+		return err
+	}
+	defer keys.Close()
+	segment, err := l2.New()
+	if err != nil {
+		return err
+	}
+	defer segment.Close()
+	tunnel := udp.New(log)
+	carriers := []agent.Carrier{
+		keys,
+		segment,
+		tunnel,
+		extension.New(extension.Options{File: filepath.Join(c.RunDir, "extension.json"), Log: log}),
+	}
 	registry := prometheus.NewRegistry()
 	metrics := agent.NewStoreMetrics(registry)
+	agent.RegisterCarried(registry, func() agent.Carried { return carried(tunnel.Counters()) })
 	options.Observe, options.Lag = metrics.Request, metrics.Lag
-	a := agent.New(config, etcd.NewStore(options), k, firewall, registry, log)
+	a := agent.New(config, etcd.NewStore(options), k, firewall, carriers, registry, log)
 	err = a.Run(ctx)
 	if err == nil {
 		log.Info("stopped; the network stays as it is")
 	}
 	return err
+}
+
+// carried is what the metrics tell of the udp backend's datapath.
+func carried(c udp.Counters) agent.Carried {
+	return agent.Carried{Sent: agent.Traffic(c.Sent), Received: agent.Traffic(c.Received),
+		Dropped: map[string]uint64{"no-peer": c.Strayed, "spoofed": c.Spoofed, "not-ip": c.Foreign, "refused": c.Refused}}
 }
 
 func (c *agentCmd) config() (agent.Config, error) {

@@ -52,7 +52,7 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 
 // files removes the agent's files, and its directories if nothing else is in them.
 func (c *cleanupCmd) files() (removed []string, err error) {
-	paths := []string{c.SubnetFile, filepath.Join(c.RunDir, "lease")}
+	paths := []string{c.SubnetFile, filepath.Join(c.RunDir, "lease"), filepath.Join(c.RunDir, "extension.json"), c.keyFile()}
 	if !filepath.IsAbs(c.SubnetFile) {
 		paths[0] = filepath.Join(c.RunDir, c.SubnetFile)
 	}

@@ -94,7 +94,7 @@ func (c *configGetCmd) Run(ctx context.Context) error {
 	}
 	fmt.Println(strings.TrimSpace(text))
 	if stored.Err == nil {
-		_, _, stored.Err = backend.New(stored.Config)
+		_, stored.Err = backend.New(stored.Config)
 	}
 	if stored.Err != nil {
 		fmt.Fprintf(os.Stderr, "tulle: agents can't use it: %v\n", stored.Err)
@@ -126,11 +126,10 @@ func readConfig(path string) (string, subnet.Config, error) {
 	if err != nil {
 		return "", subnet.Config{}, fmt.Errorf("config: %w", err)
 	}
-	_, unknownToBackend, err := backend.New(config)
-	if err != nil {
+	if _, err := backend.New(config); err != nil {
 		return "", subnet.Config{}, fmt.Errorf("config: %w", err)
 	}
-	if unknown = append(unknown, unknownToBackend...); len(unknown) > 0 {
+	if len(unknown) > 0 {
 		return "", subnet.Config{}, fmt.Errorf("config: unknown key %s: misspelt? (docs/config.md lists them)", strings.Join(unknown, ", "))
 	}
 	return strings.TrimSpace(string(text)), config, nil

@@ -49,6 +49,9 @@ func (d direct) View(ctx context.Context, _ string) (api.View, error) {
 	if v.Underlay, err = underlayOf(self.PublicIP); err != nil {
 		return v, err
 	}
+	if v.Userspace, err = inUserspace(); err != nil {
+		return v, err
+	}
 	v.Self = v.Leases[key]
 	if self == (subnet.Lease{}) { // released meanwhile: this host still goes by it
 		v.Self, err = formerLease(key, v)
@@ -72,7 +75,7 @@ func (d direct) key() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("this host holds no lease: %w", err)
 	}
-	return subnet.FormatKey(subnet.PairOf(subnet.IPv4, env.Bridge.Masked())), nil
+	return subnet.FormatKey(subnet.PairOf(subnet.IPv4, env.Subnet.Masked())), nil
 }
 
 // underlayOf finds the device that peers send to: the one with the public address, or where a NAT in front has that, the usual one.
@@ -93,6 +96,17 @@ func underlayOf(public subnet.Pair[netip.Addr]) (backend.Underlay, error) {
 	return u, err
 }
 
+// inUserspace reports whether an agent has left a device for WireGuard that it stands behind itself.
+func inUserspace() (bool, error) {
+	k, err := kernel.Open()
+	if err != nil {
+		return false, err
+	}
+	defer k.Close()
+	link, ours, err := k.Device(backend.Prefix + "-wg")
+	return ours && link.Kind == backend.KindTUN, err
+}
+
 // formerLease is the lease that an agent of this host would hold under key.
 func formerLease(key string, v api.View) (api.StoredLease, error) {
 	subnets, err := subnet.ParseKey(key)
@@ -103,11 +117,10 @@ func formerLease(key string, v api.View) (api.StoredLease, error) {
 	if err != nil {
 		return api.StoredLease{}, fmt.Errorf("the network's config: %w", err)
 	}
-	b, _, err := backend.New(config)
+	b, err := backend.New(config)
 	if err != nil {
 		return api.StoredLease{}, fmt.Errorf("the network's config: %w", err)
 	}
-	l := subnet.Lease{Subnet: subnets, PublicIP: v.Underlay.Public}
-	l.Backend, l.Data = b.Announce(v.Underlay)
+	l, _ := backend.Host{Config: config, Self: subnet.Lease{Subnet: subnets}, Underlay: v.Underlay}.Announce(b)
 	return api.StoredLease{Key: key, Value: string(l.MarshalValue())}, nil
 }

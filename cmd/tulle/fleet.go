@@ -68,12 +68,12 @@ func (c *labFleetCmd) fleet(ctx context.Context, client *etcd.Client) (etcd.Flee
 	if stored.Err != nil {
 		return etcd.FleetOptions{}, fmt.Errorf("the stored config can't be used: %w", stored.Err)
 	}
-	b, _, err := backend.New(stored.Config)
+	b, err := backend.New(stored.Config)
 	if err != nil {
 		return etcd.FleetOptions{}, fmt.Errorf("simulated hosts can only have vxlan, and the stored config can't be used for that: %w", err)
 	}
 	announce := func(public netip.Addr) (string, subnet.Pair[string]) {
-		return b.Announce(backend.Underlay{Public: subnet.PairOf(subnet.IPv4, public)})
+		return b.Announce(backend.Underlay{Public: subnet.PairOf(subnet.IPv4, public)}, backend.Facts{})
 	}
 	if name, _ := announce(netip.IPv4Unspecified()); name != "vxlan" {
 		return etcd.FleetOptions{}, fmt.Errorf("the network's backend is %s, simulated hosts can only have vxlan", name)

@@ -1,14 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/e2e/lab"
 )
 
@@ -28,7 +29,8 @@ type labName struct {
 type labOptions struct {
 	labName `embed:""`
 	Hosts   int    `default:"3" help:"How many hosts (${minHosts} to ${maxHosts})."`
-	Network string `default:"{\"Network\":\"10.5.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}" help:"The network's config." placeholder:"JSON"`
+	Backend string `help:"How packets are carried: vxlan (the default), host-gw, wireguard, udp, ipip, l2." placeholder:"TYPE" xor:"network"`
+	Network string `help:"The whole config of the network, in place of --backend." placeholder:"JSON" xor:"network"`
 }
 
 // up makes the lab.
@@ -40,7 +42,8 @@ func (o labOptions) up(ctx context.Context, say func(string, ...any)) (*lab.Lab,
 	if err != nil {
 		return nil, err
 	}
-	return lab.Up(ctx, lab.Options{Name: o.Name, Hosts: o.Hosts, Binary: self, Config: o.Network, Prefix: "/coreos.com/network", Forward: "DROP"}, say)
+	config := cmp.Or(o.Network, fmt.Sprintf(`{"Network":"10.5.0.0/16","Backend":{"Type":%q}}`, cmp.Or(o.Backend, "vxlan")))
+	return lab.Up(ctx, lab.Options{Name: o.Name, Hosts: o.Hosts, Binary: self, Config: config, Prefix: "/coreos.com/network", Forward: "DROP"}, say)
 }
 
 // progress prints a step with the time since the first.
@@ -227,12 +230,11 @@ func printWalk(ctx context.Context, l *lab.Lab) error {
 	if from == to {
 		return nil
 	}
-	vtep := to.Container.Subnet.Addr()
-	device, port, err := vxlanDevice(ctx, from)
+	status, err := from.Status(ctx)
 	if err != nil {
 		return err
 	}
-	seen, err := lab.Capture(l.Underlay(), from.Name, port, from.Container.Address, to.Container.Address, func() error {
+	seen, err := lab.Capture(l.Underlay(), from.Name, status.Network, from.Container.Address, to.Container.Address, func() error {
 		_, err := lab.Ping(ctx, from.Container.Namespace, to.Container.Address, 1, 84)
 		return err
 	})
@@ -241,44 +243,36 @@ func printWalk(ctx context.Context, l *lab.Lab) error {
 	}
 	fmt.Printf("\nHow %s's packet reaches %s:\n\n", from.Container.Name, to.Container.Name)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	for _, step := range []struct {
-		where, what string
-		namespace   string
-		command     string
-	}{
-		{from.Container.Name, "its default route", from.Container.Namespace, "ip route get " + to.Container.Address.String()},
-		{from.Name, "the peer's subnet", from.Namespace, "ip route show " + to.Container.Subnet.String()},
-		{from.Name, "its nexthop", from.Namespace, "ip nexthop show"},
-		{from.Name, "the VTEP's MAC", from.Namespace, "ip neigh show " + vtep.String()},
-		{from.Name, "the VTEP's host", from.Namespace, "bridge fdb show dev " + device},
-		{to.Name, "the container's bridge", to.Namespace, "ip route get " + to.Container.Address.String()},
-	} {
+	for _, step := range walk(from, to, status.Network) {
 		if step.where == to.Name {
-			fmt.Fprintf(w, "  underlay\ton the wire\tUDP %s > %s, VXLAN VNI %d, to MAC %s: %s > %s, %d bytes\n",
-				seen.Source, seen.Target, seen.VNI, seen.TargetMAC, seen.InnerSource, seen.InnerTarget, seen.Length)
+			fmt.Fprintf(w, "  underlay\ton the wire\t%s\n", seen)
 		}
 		text, err := lab.Output(ctx, step.namespace, strings.Fields(step.command)...)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\n", step.where, step.what, pick(text, vtep.String(), seen.TargetMAC.String()))
+		fmt.Fprintf(w, "  %s\t%s\t%s\n", step.where, step.what, pick(text, to.Container.Subnet.Addr().String(), seen.TargetMAC.String()))
 	}
 	return w.Flush()
 }
 
-// vxlanDevice finds a host's VXLAN device and its UDP port.
-func vxlanDevice(ctx context.Context, h *lab.Host) (name string, port uint16, err error) {
-	text, err := lab.Output(ctx, h.Namespace, "ip", "-o", "-d", "link", "show", "type", "vxlan")
-	if err != nil {
-		return "", 0, err
+// step is one of the kernel's tables on a packet's way.
+type step struct{ where, what, namespace, command string }
+
+// walk is what there is to see on the way of a packet, which depends on how the network carries it.
+func walk(from, to *lab.Host, n api.Network) []step {
+	address, vtep := to.Container.Address.String(), to.Container.Subnet.Addr().String()
+	steps := []step{{from.Container.Name, "its route", from.Container.Namespace, "ip route get " + address}}
+	switch {
+	case n.Backend == "l2":
+		steps = append(steps, step{from.Name, "the MAC's host", from.Namespace, "bridge fdb show dev " + n.Device})
+	case n.Kind == "vxlan":
+		steps = append(steps, step{from.Name, "the peer's subnet", from.Namespace, "ip route show " + to.Container.Subnet.String()}, step{from.Name, "its nexthop", from.Namespace, "ip nexthop show"},
+			step{from.Name, "the VTEP's MAC", from.Namespace, "ip neigh show " + vtep}, step{from.Name, "the VTEP's host", from.Namespace, "bridge fdb show dev " + n.Device})
+	default:
+		steps = append(steps, step{from.Name, "the peer's subnet", from.Namespace, "ip route get " + address})
 	}
-	words := strings.Fields(text)
-	i := slices.Index(words, "dstport")
-	if len(words) < 2 || i < 0 {
-		return "", 0, fmt.Errorf("%s has no VXLAN device: %s", h.Name, text)
-	}
-	_, err = fmt.Sscan(words[i+1], &port)
-	return strings.TrimSuffix(words[1], ":"), port, err
+	return append(steps, step{to.Name, "the container's bridge", to.Namespace, "ip route get " + address})
 }
 
 // pick returns the first line that names one of words, or the first line.

@@ -25,6 +25,7 @@ type cli struct {
 	Config     configCmd     `cmd:"" help:"Store, show or check the network's config in etcd."`
 	Lease      leaseCmd      `cmd:"" help:"Show who holds which subnet; reserve and release subnets."`
 	Etcd       etcdCmd       `cmd:"" help:"Run an etcd server, for labs and small clusters."`
+	WireGuard  wireguardCmd  `cmd:"" name:"wireguard" help:"Give this host another WireGuard key."`
 	Lab        labCmd        `cmd:"" help:"A whole network on this machine, to try things out."`
 	DockerOpts dockerOptsCmd `cmd:"" help:"Write the options that dockerd must be started with: for scripts that use mk-docker-opts.sh."`
 	Attach     attachCmd     `cmd:"" help:"Give a running container of this host an interface on the overlay."`

@@ -112,7 +112,10 @@ func facts(status api.Status, now time.Time) (rows [][]cell) {
 			text += ", to peers " + join(u.PublicIPs)
 		}
 		add("underlay", text, plain)
-		add("overlay", fmt.Sprintf("%s by %s on %s, VNI %d, UDP %d, MTU inside %d", join(n.Ranges), n.Backend, n.Device, n.VNI, n.Port, n.MTU), plain)
+		add("overlay", overlayText(n), plain)
+		if n.PublicKey != "" {
+			add("encryption", encryptionText(n), plain)
+		}
 	}
 	if status.Etcd.Connected {
 		add("etcd", fmt.Sprintf("connected to %s, revision %d", strings.Join(status.Etcd.Endpoints, ", "), status.Etcd.Revision), plain)
@@ -132,6 +135,28 @@ func facts(status api.Status, now time.Time) (rows [][]cell) {
 		add("WARNING", warning, warn)
 	}
 	return rows
+}
+
+func encryptionText(n api.Network) string {
+	if n.Userspace {
+		return "public key " + n.PublicKey + ", in the agent (this kernel has no WireGuard): a restart of the agent interrupts"
+	}
+	return "public key " + n.PublicKey + ", in the kernel"
+}
+
+// overlayText says how packets are carried. What the backend doesn't have is left out.
+func overlayText(n api.Network) string {
+	text := fmt.Sprintf("%s by %s", join(n.Ranges), n.Backend)
+	if n.Device != "" {
+		text += " on " + n.Device
+	}
+	if n.VNI != 0 {
+		text += fmt.Sprintf(", VNI %d", n.VNI)
+	}
+	if n.Port != 0 {
+		text += fmt.Sprintf(", UDP %d", n.Port)
+	}
+	return text + fmt.Sprintf(", MTU inside %d", n.MTU)
 }
 
 func leaseText(l *api.Lease, now time.Time) string {
@@ -159,7 +184,7 @@ func (c *statusCmd) printPeers(s screen, status api.Status, peers []api.Peer, no
 	if !c.Wide && len(peers) > summarised {
 		listed = slices.DeleteFunc(slices.Clone(peers), func(p api.Peer) bool { return urgency(p) > urgent })
 		listed = listed[:min(len(listed), summarised)]
-		fmt.Fprintf(s.w, "%s: %s reachable, %s unreachable, %s not probed yet; %s left out\n", plural(len(peers), "peer"), thousands(status.Peers.Reachable),
+		fmt.Fprintf(s.w, "%s: %s reachable, %s unreachable, %s not known; %s left out\n", plural(len(peers), "peer"), thousands(status.Peers.Reachable),
 			thousands(status.Peers.Unreachable), thousands(status.Peers.Unknown), plural(sum(status.LeftOut), "lease"))
 	}
 	if len(listed) > 0 {

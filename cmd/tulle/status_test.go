@@ -103,7 +103,7 @@ func TestStatusOfMany(t *testing.T) {
 	if n := strings.Count(got, " unreachable "); strings.Count(got, "\n") != 6+1+1+summarised+1 || n != summarised+1 {
 		t.Errorf("%d lines, %d unreachable peers:\n%s", strings.Count(got, "\n"), n, got)
 	}
-	for _, part := range []string{"ready, but 41 unreachable peers of 10,000: see tulle doctor\n", "10,000 peers: 9,959 reachable, 41 unreachable, 0 not probed yet; 0 leases left out\n",
+	for _, part := range []string{"ready, but 41 unreachable peers of 10,000: see tulle doctor\n", "10,000 peers: 9,959 reachable, 41 unreachable, 0 not known; 0 leases left out\n",
 		"(9,970 peers not listed here: --wide lists all)\n"} {
 		if !strings.Contains(got, part) {
 			t.Errorf("no %q in\n%s", part, got)
@@ -131,6 +131,24 @@ func TestWords(t *testing.T) {
 		plural(1, "peer"): "1 peer", plural(2, "address"): "2 addresses", plural(1234567, "lease"): "1,234,567 leases", thousands(0): "0", thousands(999): "999", thousands(1000): "1,000",
 	} {
 		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// Each backend has a line that names what it has.
+func TestOverlayText(t *testing.T) {
+	t.Parallel()
+	ranges := []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16")}
+	for want, n := range map[string]api.Network{
+		"10.5.0.0/16 by l2 on tulle.7, VNI 7, UDP 4789, MTU inside 1450":   {Backend: "l2", Device: "tulle.7", Kind: "vxlan", VNI: 7, Port: 4789, MTU: 1450},
+		"10.5.0.0/16 by udp on tulle-udp, UDP 8285, MTU inside 1472":       {Backend: "udp", Device: "tulle-udp", Kind: "tun", Port: 8285, MTU: 1472},
+		"10.5.0.0/16 by ipip on tulle-ipip, MTU inside 1480":               {Backend: "ipip", Device: "tulle-ipip", Kind: "ipip", MTU: 1480},
+		"10.5.0.0/16 by host-gw, MTU inside 1500":                          {Backend: "host-gw", MTU: 1500},
+		"10.5.0.0/16 by wireguard on tulle-wg, UDP 51820, MTU inside 1420": {Backend: "wireguard", Device: "tulle-wg", Kind: "wireguard", Port: 51820, MTU: 1420},
+	} {
+		n.Ranges = ranges
+		if got := overlayText(n); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}

@@ -55,7 +55,7 @@ func state(n int) (backend.State, error) {
 	if err != nil {
 		return backend.State{}, err
 	}
-	vxlan, _, err := backend.New(parsed)
+	vxlan, err := backend.New(parsed)
 	if err != nil {
 		return backend.State{}, err
 	}

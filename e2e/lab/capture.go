@@ -5,23 +5,33 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/agent/api"
 )
 
-// Encapsulated is a packet of the overlay as it was seen on the underlay (RFC 7348).
-type Encapsulated struct {
-	Source, Target           netip.AddrPort // outer
-	VNI                      uint32
-	TargetMAC                net.HardwareAddr // inner
-	InnerSource, InnerTarget netip.Addr
-	Length                   int // of the frame on the underlay, bytes
+// Captured is a packet of the overlay as it was seen on the underlay.
+type Captured struct {
+	Outer     []string         // its layers but the last, as a network engineer writes them
+	Inner     string           // the last: what containers send, as far as it can be read
+	TargetMAC net.HardwareAddr // of the inner frame, if it is one
+	Length    int              // of the frame on the underlay, bytes
 }
 
-// Capture returns the first VXLAN packet between two inner addresses that passes a device while f runs. port is the UDP
-// port that VXLAN uses.
-func Capture(namespace, device string, port uint16, from, to netip.Addr, f func() error) (Encapsulated, error) {
+func (c Captured) String() string {
+	text := c.Inner
+	if len(c.Outer) > 0 {
+		text = strings.Join(c.Outer, ", ") + ": " + text
+	}
+	return fmt.Sprintf("%s, %d bytes", text, c.Length)
+}
+
+// Capture returns the first packet between two containers that passes a device while f runs; n is how the overlay carries it. What is
+// encrypted is taken for one by its port.
+func Capture(namespace, device string, n api.Network, from, to netip.Addr, f func() error) (Captured, error) {
 	fd := -1
 	err := In(namespace, func() error {
 		link, err := net.InterfaceByName(device)
@@ -37,46 +47,86 @@ func Capture(namespace, device string, port uint16, from, to netip.Addr, f func(
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: link.Index})
 	})
 	if err != nil {
-		return Encapsulated{}, fmt.Errorf("capture on %s in %s: %w", device, namespace, err)
+		return Captured{}, fmt.Errorf("capture on %s in %s: %w", device, namespace, err)
 	}
 	defer unix.Close(fd)
 	if err := f(); err != nil {
-		return Encapsulated{}, err
+		return Captured{}, err
 	}
 	limit := unix.NsecToTimeval((2 * time.Second).Nanoseconds())
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
-		return Encapsulated{}, err
+		return Captured{}, err
 	}
-	buffer := make([]byte, 1<<16)
+	want, buffer := fmt.Sprintf("%s > %s", from, to), make([]byte, 1<<16)
 	for {
-		n, _, err := unix.Recvfrom(fd, buffer, 0)
+		size, _, err := unix.Recvfrom(fd, buffer, 0)
 		if err != nil {
-			return Encapsulated{}, fmt.Errorf("no VXLAN packet from %s to %s on %s: %w", from, to, device, err)
+			return Captured{}, fmt.Errorf("no packet %s by %s on %s: %w", want, n.Backend, device, err)
 		}
-		if e, ok := decode(buffer[:n], port); ok && e.InnerSource == from && e.InnerTarget == to {
-			return e, nil
+		if c, ok := decode(buffer[:size], n); ok && (c.Inner == want || c.Inner == encrypted) {
+			return c, nil
 		}
 	}
 }
 
-// decode reads Ethernet, IPv4, UDP, VXLAN, Ethernet and IPv4 headers, none of them with options.
-func decode(frame []byte, port uint16) (Encapsulated, bool) {
-	const ethernet, ip, udp, vxlan = 14, 20, 8, 8
-	if len(frame) < ethernet+ip+udp+vxlan+ethernet+ip || frame[ethernet+9] != unix.IPPROTO_UDP {
-		return Encapsulated{}, false
+const encrypted = "encrypted"
+
+// decode reads a frame's headers, none of them with options, down to the containers' own.
+func decode(frame []byte, n api.Network) (Captured, bool) {
+	c := Captured{Length: len(frame)}
+	p, ok := ipv4In(frame)
+	if !ok || n.Kind == "" {
+		c.Inner = p.String()
+		return c, ok
 	}
-	outer := frame[ethernet:]
-	ports := outer[ip:]
-	header := ports[udp:]
-	inner := header[vxlan:]
-	e := Encapsulated{
-		Source:    netip.AddrPortFrom(addr4(outer[12:]), binary.BigEndian.Uint16(ports)),
-		Target:    netip.AddrPortFrom(addr4(outer[16:]), binary.BigEndian.Uint16(ports[2:])),
-		VNI:       binary.BigEndian.Uint32(header[4:]) >> 8,
-		TargetMAC: append(net.HardwareAddr{}, inner[:6]...), Length: len(frame),
-		InnerSource: addr4(inner[ethernet+12:]), InnerTarget: addr4(inner[ethernet+16:]),
+	if n.Kind == "ipip" && p.protocol == unix.IPPROTO_IPIP {
+		c.Outer = []string{"IPIP " + p.String()}
+		p, ok = ipv4Of(p.data)
+		c.Inner = p.String()
+		return c, ok
 	}
-	return e, e.Target.Port() == port
+	if p.protocol != unix.IPPROTO_UDP || len(p.data) < 8 || binary.BigEndian.Uint16(p.data[2:]) != n.Port {
+		return c, false
+	}
+	c.Outer = []string{fmt.Sprintf("UDP %s:%d > %s:%d", p.source, binary.BigEndian.Uint16(p.data), p.target, n.Port)}
+	payload := p.data[8:]
+	switch {
+	case n.Backend == "wireguard":
+		c.Inner = encrypted
+		return c, len(payload) > 0 && payload[0] == 4 // transport data
+	case n.Kind == "vxlan" && len(payload) > 8+14: // RFC 7348
+		c.TargetMAC = append(net.HardwareAddr{}, payload[8:14]...)
+		c.Outer = append(c.Outer, fmt.Sprintf("VXLAN VNI %d", binary.BigEndian.Uint32(payload[4:])>>8), "to MAC "+c.TargetMAC.String())
+		p, ok = ipv4In(payload[8:])
+	default:
+		p, ok = ipv4Of(payload)
+	}
+	c.Inner = p.String()
+	return c, ok
 }
 
-func addr4(b []byte) netip.Addr { return netip.AddrFrom4([4]byte(b[:4])) }
+// packet is an IPv4 packet.
+type packet struct {
+	source, target netip.Addr
+	protocol       byte
+	data           []byte
+}
+
+func (p packet) String() string { return fmt.Sprintf("%s > %s", p.source, p.target) }
+
+// ipv4In reads the packet in an Ethernet frame.
+func ipv4In(frame []byte) (packet, bool) {
+	const ethernet = 14
+	if len(frame) < ethernet || binary.BigEndian.Uint16(frame[12:]) != unix.ETH_P_IP {
+		return packet{}, false
+	}
+	return ipv4Of(frame[ethernet:])
+}
+
+func ipv4Of(b []byte) (packet, bool) {
+	const header = 20
+	if len(b) < header || b[0] != 0x45 {
+		return packet{}, false
+	}
+	return packet{netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])), b[9], b[header:]}, true
+}

@@ -5,6 +5,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,9 +33,16 @@ const (
 	// MaxHosts is what the underlay's range has room for.
 	MaxHosts = 200
 
-	stateDir  = "/run/tulle-lab"
-	readyWait = 30 * time.Second
+	stateDir = "/run/tulle-lab"
 )
+
+// readyWait is how long an agent may take until it is ready: longer in the tests' virtual machine, whose processor is emulated.
+var readyWait = func() time.Duration {
+	if os.Getenv("TULLE_VM") != "" {
+		return 2 * time.Minute
+	}
+	return 30 * time.Second
+}()
 
 // The underlay's addresses (RFC 5737), and an address that is neither the underlay's nor the overlay's.
 var (
@@ -290,16 +298,20 @@ func (l *Lab) NewContainer(h *Host) error {
 	if err != nil {
 		return err
 	}
-	bridge, err := netip.ParsePrefix(env["FLANNEL_SUBNET"])
+	subnet, err := netip.ParsePrefix(env["FLANNEL_SUBNET"])
 	if err != nil {
 		return fmt.Errorf("%s: FLANNEL_SUBNET: %w", h.Name, err)
+	}
+	bridge, err := netip.ParsePrefix(cmp.Or(env["TULLE_BRIDGE"], env["FLANNEL_SUBNET"]))
+	if err != nil {
+		return fmt.Errorf("%s: TULLE_BRIDGE: %w", h.Name, err)
 	}
 	mtu := 0
 	if _, err := fmt.Sscan(env["FLANNEL_MTU"], &mtu); err != nil {
 		return fmt.Errorf("%s: FLANNEL_MTU: %w", h.Name, err)
 	}
 	name := strings.Replace(h.Name, "host", "c", 1)
-	c := &Container{Name: name, Namespace: l.namespace(name), Address: bridge.Addr().Next(), Subnet: bridge.Masked(), MTU: mtu}
+	c := &Container{Name: name, Namespace: l.namespace(name), Address: bridge.Addr().Next(), Subnet: subnet.Masked(), MTU: mtu}
 	if err := newNamespace(c.Namespace); err != nil {
 		return err
 	}

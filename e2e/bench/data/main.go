@@ -26,9 +26,10 @@ func main() {
 	flag.IntVar(&b.Rounds, "rounds", 3, "how often all is measured; the tables have medians")
 	jsonFile := flag.String("json", "", "file for the machine's facts and all samples")
 	markdownFile := flag.String("markdown", "", "file for the tables in Markdown")
+	flag.StringVar(&b.only, "only", "", "measure only this: backends, paths or offloads")
 	flag.Parse()
 	err := b.run(ctx, *binary)
-	if len(b.Rows) > 0 {
+	if len(b.Overlay.Rows)+len(b.Backends.Rows) > 0 {
 		err = errors.Join(err, b.publish(*jsonFile, *markdownFile))
 	}
 	if err != nil {
@@ -39,16 +40,33 @@ func main() {
 
 // publish prints the tables, and writes those files that have a name.
 func (b *bench) publish(jsonFile, markdownFile string) error {
-	paths, offloads := b.pathTable(), b.offloadTable()
-	fmt.Printf("\n%s\n\n%s\n%s", b.Machine, paths.text(), offloads.text())
+	text, markdown := fmt.Sprintf("\n%s\n", b.Machine), fmt.Sprintf("%s\n", b.Machine)
+	for _, t := range b.tables() {
+		text, markdown = text+"\n"+t.text(), markdown+"\n"+t.markdown()
+	}
+	fmt.Print(text)
 	samples, err := json.MarshalIndent(b, "", "  ")
 	if err == nil && jsonFile != "" {
 		err = os.WriteFile(jsonFile, append(samples, '\n'), 0o644)
 	}
 	if err == nil && markdownFile != "" {
-		err = os.WriteFile(markdownFile, fmt.Appendf(nil, "%s\n\n%s\n%s", b.Machine, paths.markdown(), offloads.markdown()), 0o644)
+		err = os.WriteFile(markdownFile, []byte(markdown), 0o644)
 	}
 	return err
+}
+
+// tables are those that something was measured for.
+func (b *bench) tables() (list []table) {
+	if len(b.Backends.Rows) > 0 {
+		list = append(list, b.backendTable())
+	}
+	if len(b.Overlay.Rows) > 0 {
+		list = append(list, b.pathTable())
+	}
+	if len(b.Offloads) > 0 {
+		list = append(list, b.offloadTable())
+	}
+	return list
 }
 
 // bench is a run of all measurements, and what came of it.
@@ -56,12 +74,13 @@ type bench struct {
 	Machine  machine
 	Seconds  int // of one transfer
 	Rounds   int
-	Paths    []path
-	Rows     []*row
+	Overlay  survey // what VXLAN costs
+	Backends survey // what each way to carry packets costs
 	Offloads []*offloadRow
 
 	started time.Time
-	labs    []*lab.Lab // over VXLAN, and routed
+	only    string     // the backends: nothing else is measured
+	labs    []*lab.Lab // over VXLAN, routed, and then by the other backends
 }
 
 // run measures. What could not be measured is in the error and missing in the tables; the rest goes on.
@@ -78,13 +97,14 @@ func (b *bench) run(ctx context.Context, binary string) (err error) {
 		return err
 	}
 	var errs []error
-	for round := 0; round < b.Rounds && ctx.Err() == nil; round++ {
-		b.say("round %d of %d: the paths", round+1, b.Rounds)
-		errs = append(errs, b.measurePaths(ctx))
-	}
-	for round := 0; round < b.Rounds && ctx.Err() == nil; round++ {
-		b.say("round %d of %d: the offloads", round+1, b.Rounds)
-		errs = append(errs, b.measureOffloads(ctx))
+	for _, part := range []struct {
+		name    string
+		measure func(context.Context) error
+	}{{"backends", b.measureBackends}, {"paths", b.measurePaths}, {"offloads", b.measureOffloads}} {
+		for round := 0; round < b.Rounds && ctx.Err() == nil && (b.only == "" || b.only == part.name); round++ {
+			b.say("round %d of %d: the %s", round+1, b.Rounds, part.name)
+			errs = append(errs, part.measure(ctx))
+		}
 	}
 	if ctx.Err() != nil {
 		return errors.New("interrupted") // and what failed for it is not worth telling
@@ -92,25 +112,33 @@ func (b *bench) run(ctx context.Context, binary string) (err error) {
 	return errors.Join(errs...)
 }
 
-// setUp makes two labs of two hosts, which differ in whether peers are reached through VXLAN.
+// setUp makes a lab of two hosts for each backend. The first two differ in whether peers are reached through VXLAN.
 func (b *bench) setUp(ctx context.Context, binary string) error {
-	for _, o := range []lab.Options{
-		{Name: "data-vxlan", Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`},
-		{Name: "data-routed", Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`},
-	} {
-		o.Hosts, o.Prefix = 2, "/coreos.com/network"
-		var err error
-		if o.Binary, err = filepath.Abs(binary); err != nil {
-			return err
+	binary, err := filepath.Abs(binary)
+	if err != nil {
+		return err
+	}
+	for _, way := range ways {
+		l, err := lab.Up(ctx, lab.Options{Name: "data-" + way.name, Hosts: 2, Binary: binary, Prefix: "/coreos.com/network",
+			Config: `{"Network":"10.5.0.0/16","Backend":` + way.backend + `}`}, nil)
+		if err != nil && way.module != "" { // this kernel may lack it
+			b.say("%s is not measured: %v", way.name, err)
+			continue
 		}
-		l, err := lab.Up(ctx, o, nil)
 		if err != nil {
 			return err
 		}
 		b.labs = append(b.labs, l)
+		p, err := between(way.name, l)
+		if err != nil {
+			return err
+		}
+		b.Backends.Paths = append(b.Backends.Paths, p)
 	}
-	var err error
-	b.Paths, err = paths(b.labs[0].Nodes, b.labs[1].Nodes)
+	under, err := below("underlay", b.labs[0])
+	b.Overlay.Paths = []path{under, b.Backends.Paths[1], b.Backends.Paths[0]}
+	b.Overlay.Paths[1].Name, b.Overlay.Paths[2].Name = "routed", "VXLAN"
+	b.Backends.Paths = append([]path{under}, b.Backends.Paths...)
 	return err
 }
 

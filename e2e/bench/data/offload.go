@@ -166,7 +166,7 @@ func (b *bench) measureOffload(ctx context.Context, r *offloadRow, underlay stri
 			}
 		}
 	}
-	vxlan := b.Paths[len(b.Paths)-1]
+	vxlan := b.Overlay.Paths[len(b.Overlay.Paths)-1]
 	report, err := iperf(ctx, vxlan, b.Seconds, "-C", congestion)
 	if err != nil {
 		return err

@@ -34,49 +34,57 @@ type figure struct {
 // probe measures something on a path.
 type probe func(ctx context.Context, p path, seconds int) ([]figure, error)
 
-func paths(vxlan, routed []*lab.Host) ([]path, error) {
-	list := []path{
-		{"underlay", 0, vxlan[0].Namespace, vxlan[1].Namespace, vxlan[1].Address},
-		{"routed", 0, routed[0].Container.Namespace, routed[1].Container.Namespace, routed[1].Container.Address},
-		{"VXLAN", 0, vxlan[0].Container.Namespace, vxlan[1].Container.Namespace, vxlan[1].Container.Address},
-	}
-	for n := range list {
-		err := lab.In(list[n].from, func() error {
-			eth0, err := net.InterfaceByName("eth0")
-			if err == nil {
-				list[n].MTU = eth0.MTU
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
+// between leads from one container to the other.
+func between(name string, l *lab.Lab) (path, error) {
+	a, b := l.Nodes[0].Container, l.Nodes[1].Container
+	return path{Name: name, from: a.Namespace, to: b.Namespace, address: b.Address}.withMTU()
+}
+
+// below leads from one host to the other, without the overlay.
+func below(name string, l *lab.Lab) (path, error) {
+	a, b := l.Nodes[0], l.Nodes[1]
+	return path{Name: name, from: a.Namespace, to: b.Namespace, address: b.Address}.withMTU()
+}
+
+func (p path) withMTU() (path, error) {
+	err := lab.In(p.from, func() error {
+		eth0, err := net.InterfaceByName("eth0")
+		if err == nil {
+			p.MTU = eth0.MTU
 		}
-	}
-	return list, nil
+		return err
+	})
+	return p, err
+}
+
+// survey is what is measured along some paths.
+type survey struct {
+	Paths []path
+	Rows  []*row
 }
 
 // measurePaths does one round.
 func (b *bench) measurePaths(ctx context.Context) error {
-	whole := b.measure(ctx, "", tcp(1), tcp(4), udp(64), udp(0), echo)
+	whole := b.measure(ctx, &b.Overlay, "", tcp(1), tcp(4), udp(64), udp(0), echo)
 	frames, err := b.asFrames(ctx)
 	if err == nil {
-		err = b.measure(ctx, ", in frames", tcp(1), tcp(4))
+		err = b.measure(ctx, &b.Overlay, ", in frames", tcp(1), tcp(4))
 	}
 	return errors.Join(whole, err, frames.undo(ctx))
 }
 
 // measure tries each probe on all paths in turn, so that whatever else the machine does meets all of them alike.
-func (b *bench) measure(ctx context.Context, suffix string, probes ...probe) error {
+func (b *bench) measure(ctx context.Context, s *survey, suffix string, probes ...probe) error {
 	var errs []error
 	for _, probe := range probes {
-		for _, p := range b.Paths {
+		for _, p := range s.Paths {
 			figures, err := probe(ctx, p, b.Seconds)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", p.Name, err))
 			}
 			for _, f := range figures {
-				b.say("%-8s  %s%s: %s %s", p.Name, f.name, suffix, number(f.value), f.unit)
-				r := b.row(f.name+suffix, f.unit)
+				b.say("%-9s  %s%s: %s %s", p.Name, f.name, suffix, number(f.value), f.unit)
+				r := s.row(f.name+suffix, f.unit)
 				r.Samples[p.Name] = append(r.Samples[p.Name], f.value)
 			}
 		}
@@ -85,14 +93,14 @@ func (b *bench) measure(ctx context.Context, suffix string, probes ...probe) err
 }
 
 // row returns the row of a name and unit, a new one if there is none.
-func (b *bench) row(name, unit string) *row {
-	for _, r := range b.Rows {
+func (s *survey) row(name, unit string) *row {
+	for _, r := range s.Rows {
 		if r.Name == name && r.Unit == unit {
 			return r
 		}
 	}
 	r := &row{name, unit, map[string][]float64{}}
-	b.Rows = append(b.Rows, r)
+	s.Rows = append(s.Rows, r)
 	return r
 }
 
@@ -101,7 +109,7 @@ func (b *bench) row(name, unit string) *row {
 // together again by what is behind it, as between two machines whose network cards have these offloads.
 func (b *bench) asFrames(ctx context.Context) (changes, error) {
 	var done changes
-	for _, l := range b.labs {
+	for _, l := range b.labs[:2] {
 		for _, h := range l.Nodes {
 			cut, err := turn(ctx, false, device{l.Underlay(), h.Name}, tso, tunnel, tunnelChecksum, "tx-udp-segmentation")
 			done = append(done, cut...)

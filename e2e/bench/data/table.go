@@ -13,13 +13,13 @@ type table [][]string
 
 func (b *bench) pathTable() table {
 	head, mtu := []string{""}, []string{"MTU (bytes)"}
-	for _, p := range b.Paths {
+	for _, p := range b.Overlay.Paths {
 		head, mtu = append(head, p.Name), append(mtu, fmt.Sprint(p.MTU))
 	}
 	t := table{append(head, "routed : underlay", "VXLAN : underlay", "VXLAN : routed")}
-	for _, r := range b.Rows {
+	for _, r := range b.Overlay.Rows {
 		line := []string{fmt.Sprintf("%s (%s)", r.Name, r.Unit)}
-		for _, p := range b.Paths {
+		for _, p := range b.Overlay.Paths {
 			line = append(line, number(median(r.Samples[p.Name])))
 		}
 		under, routed, vxlan := median(r.Samples["underlay"]), median(r.Samples["routed"]), median(r.Samples["VXLAN"])
@@ -69,6 +69,8 @@ func number(v float64) string {
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10:
 		return fmt.Sprintf("%.1f", v)
+	case v > 0 && v < 0.1:
+		return fmt.Sprintf("%.3f", v)
 	}
 	return fmt.Sprintf("%.2f", v)
 }

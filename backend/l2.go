@@ -1,0 +1,64 @@
+package backend
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+
+	"github.com/tulle-net/tulle/subnet"
+)
+
+// l2 makes one broadcast domain of all hosts' bridges: the VXLAN device is a port of the bridge, and what has no one destination
+// is copied to every peer (head-end replication). The network is one range, of which each host's containers have a slice.
+type l2 struct{ vxlan }
+
+// l2Data is an l2 lease's BackendData. Flannel has no such type.
+type l2Data struct{ VNI uint32 }
+
+func newL2(o options) (Backend, error) {
+	w := struct{ VNI, Port, MTU int }{VNI: 1, Port: defaultPort}
+	if err := o.read(&w); err != nil {
+		return nil, err
+	}
+	v, err := vxlanOf(w.VNI, w.Port, w.MTU)
+	v.Learning = true // which host a container's MAC is behind is in no lease
+	return l2{v}, err
+}
+
+func (b l2) Announce(Underlay, Facts) (string, subnet.Pair[string]) {
+	return "l2", dataOf(l2Data{b.VNI})
+}
+
+func (l2) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return second(l) }
+
+func (b l2) Fixed(h Host) (State, error) {
+	if h.Bridge == "" {
+		return State{}, errors.New("l2 joins the hosts' bridges, and this host has none: name one with --bridge")
+	}
+	mtu, err := h.inner(b.MTU, vxlanV4, "VXLAN")
+	if err != nil {
+		return State{}, err
+	}
+	s := h.common(mtu)
+	port := b.link(h.Underlay, mtu)
+	port.Master, port.Suppress = h.Bridge, true
+	s.Links[b.device] = port
+	return s, nil
+}
+
+func (b l2) Peer(h Host, l subnet.Lease) (Part, error) {
+	if err := h.accept(l); err != nil {
+		return Part{}, err
+	}
+	if err := carriedBy("l2", l); err != nil {
+		return Part{}, err
+	}
+	var data l2Data
+	if err := json.Unmarshal([]byte(l.Data.V4), &data); err != nil {
+		return Part{}, subnet.Rejectf(subnet.BadValue, "BackendData is not {\"VNI\":…}: %s", l.Data.V4)
+	}
+	if data.VNI != b.VNI {
+		return Part{}, subnet.Rejectf(subnet.WrongVNI, "VNI %d, the network's is %d", data.VNI, b.VNI)
+	}
+	return Part{Floods: row(Flood{b.device, l.PublicIP.V4}, struct{}{})}, nil
+}
