@@ -37,8 +37,8 @@ func env(h backend.Host, mtu int) []byte {
 			options = append(options, envSlice(&b, h, own, bridge)...)
 		}
 	}
-	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", mtu, h.Masquerade)
-	options = append(options, fmt.Sprintf("--ip-masq=%t", !h.Masquerade), fmt.Sprintf("--mtu=%d", mtu))
+	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", mtu, h.Masquerade.V4)
+	options = append(options, fmt.Sprintf("--ip-masq=%t", !h.Masquerade.V4), fmt.Sprintf("--mtu=%d", mtu))
 	if h.Mark != 0 {
 		for _, o := range docker.Needs(docker.Version{}, docker.NFTables).Options {
 			options = append(options, string(o))

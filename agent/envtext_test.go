@@ -21,7 +21,7 @@ func TestEnvText(t *testing.T) {
 	v4 := subnet.Range{Network: netip.MustParsePrefix("10.5.0.0/16")}
 	v6 := subnet.Range{Network: netip.MustParsePrefix("fd12:3456::/48")}
 	host := func(ranges subnet.Pair[subnet.Range], masquerade bool) backend.Host {
-		h := backend.Host{Config: subnet.Config{Range: ranges}, Options: backend.Options{Bridge: "docker0", Masquerade: masquerade}}
+		h := backend.Host{Config: subnet.Config{Range: ranges}, Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, masquerade)}}
 		if ranges.V4 != (subnet.Range{}) {
 			h.Self.Subnet.V4 = netip.MustParsePrefix("10.5.65.0/24")
 		}

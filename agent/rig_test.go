@@ -49,7 +49,7 @@ func newRig(t *testing.T, listen string) *rig {
 		return a
 	}})
 	config := Config{RunDir: filepath.Join(t.TempDir(), "run"), SubnetFile: "subnet.env", Listen: listen, SetConfig: "tulle config set -", Version: "1.2.3", Host: "host1",
-		Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true}}
+		Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true}}
 	if listen != "" { // sockets would keep a bubble's clock from moving
 		config.Socket = api.Socket(config.RunDir)
 	}

@@ -15,7 +15,7 @@ func TestLeaseFormats(t *testing.T) {
 	h := Host{Config: mustConfig(t, `{"Network":"10.5.0.0/16"}`), Self: subnet.Lease{Subnet: subnet.PairOf(subnet.IPv4, netip.MustParsePrefix("10.5.65.0/24"))},
 		Underlay: Underlay{Public: subnet.PairOf(subnet.IPv4, netip.MustParseAddr("192.168.50.11"))},
 		Facts:    Facts{Key: Secret{1}, Printed: "what \"it\" printed,\n<all> of it"}}
-	mac := func(vni uint32) string { return vxlan{VNI: vni}.mac(h.Underlay).String() }
+	mac := func(vni uint32) string { return vxlan{VNI: vni}.mac(h.Underlay, subnet.IPv4).String() }
 	key := h.Facts.Key.Public().String()
 	for backend, want := range map[string]string{
 		`{"Type":"vxlan"}`:                                   `{"PublicIP":"192.168.50.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"` + mac(1) + `"}}`,
@@ -38,6 +38,41 @@ func TestLeaseFormats(t *testing.T) {
 		}
 		if read, err := subnet.ParseLease(h.Self.Key(), []byte(want)); err != nil || read != l {
 			t.Errorf("%s: the lease is read as %+v, %v", backend, read, err)
+		}
+	}
+}
+
+// TestDualStackLeaseFormats holds the leases of a dual-stack network against flannel's, byte for byte, and of an IPv6 one.
+func TestDualStackLeaseFormats(t *testing.T) {
+	t.Parallel()
+	const dual, alone = `"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48"`, `"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12:3456::/48"`
+	both := subnet.Pair[netip.Addr]{V4: netip.MustParseAddr("192.168.50.11"), V6: netip.MustParseAddr("fd00:50::11")}
+	subnets := subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix("10.5.85.0/24"), V6: netip.MustParsePrefix("fd12:3456:0:34::/64")}
+	facts := Facts{Key: Secret{1}}
+	mac := func(f subnet.Family) string { return vxlan{VNI: 42}.mac(Underlay{Public: both}, f).String() }
+	vtep4, vtep6, key := mac(subnet.IPv4), mac(subnet.IPv6), facts.Key.Public().String()
+	for _, test := range []struct{ network, backend, key, value string }{
+		{dual, `{"Type":"vxlan","VNI":42}`, "10.5.85.0-24&fd12:3456:0:34::-64", `{"PublicIP":"192.168.50.11","PublicIPv6":"fd00:50::11","BackendType":"vxlan",` +
+			`"BackendData":{"VNI":42,"VtepMAC":"` + vtep4 + `"},"BackendV6Data":{"VNI":42,"VtepMAC":"` + vtep6 + `"}}`},
+		{dual, `{"Type":"host-gw"}`, "10.5.85.0-24&fd12:3456:0:34::-64", `{"PublicIP":"192.168.50.11","PublicIPv6":"fd00:50::11","BackendType":"host-gw"}`},
+		{dual, `{"Type":"udp"}`, "10.5.85.0-24&fd12:3456:0:34::-64", `{"PublicIP":"192.168.50.11","PublicIPv6":"fd00:50::11"}`},
+		{dual, `{"Type":"wireguard"}`, "10.5.85.0-24&fd12:3456:0:34::-64", `{"PublicIP":"192.168.50.11","PublicIPv6":"fd00:50::11","BackendType":"wireguard",` +
+			`"BackendData":{"PublicKey":"` + key + `","Port":51820},"BackendV6Data":{"PublicKey":"` + key + `","Port":51821}}`},
+		{dual, `{"Type":"wireguard","Mode":"ipv4"}`, "10.5.85.0-24&fd12:3456:0:34::-64", `{"PublicIP":"192.168.50.11","PublicIPv6":null,"BackendType":"wireguard",` +
+			`"BackendData":{"PublicKey":"` + key + `","Port":51820},"BackendV6Data":{"PublicKey":"` + key + `","Port":51820}}`},
+		{alone, `{"Type":"vxlan","VNI":42}`, "fd12:3456:0:34::-64", `{"PublicIP":null,"PublicIPv6":"fd00:50::11","BackendType":"vxlan","BackendV6Data":{"VNI":42,"VtepMAC":"` + vtep6 + `"}}`},
+	} {
+		c := mustConfig(t, "{"+test.network+`,"Backend":`+test.backend+"}")
+		h := Host{Config: c, Underlay: Underlay{Public: both}, Facts: facts}
+		for f := range c.Range.All() {
+			*h.Self.Subnet.At(f) = subnets.Of(f)
+		}
+		l, _ := h.Announce(mustBackend(t, c))
+		if got := string(l.MarshalValue()); l.Key() != test.key || got != test.value {
+			t.Errorf("%s: the lease is %s\n%s\nwant %s\n%s", test.backend, l.Key(), got, test.key, test.value)
+		}
+		if read, err := subnet.ParseLease(test.key, []byte(test.value)); err != nil || read != l {
+			t.Errorf("%s: the lease is read as %+v, %v", test.backend, read, err)
 		}
 	}
 }

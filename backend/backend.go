@@ -27,11 +27,8 @@ type Host struct {
 
 // Announce is the lease that tells peers of h, whose subnets are to be in the range returned with it.
 func (h Host) Announce(b Backend) (subnet.Lease, subnet.Pair[subnet.Range]) {
-	l := subnet.Lease{Subnet: h.Self.Subnet}
-	l.Backend, l.Data = b.Announce(h.Underlay, h.Facts)
-	for f := range h.Config.Range.All() { // what carries a family is of the same family
-		*l.PublicIP.At(f) = h.Underlay.Public.Of(f)
-	}
+	l := b.Announce(h)
+	l.Subnet = h.Self.Subnet
 	return l, h.Config.Range
 }
 
@@ -51,18 +48,20 @@ type Facts struct {
 // Options are the operator's choices for this host.
 type Options struct {
 	Bridge     string // the containers' bridge; "" for none
-	Masquerade bool
+	Masquerade subnet.Pair[bool]
 	Forward    bool
 	Mark       uint32 // set on packets from peers, for a Docker that lets in what has it; 0 for none
 	Attach     int    // addresses of the lease that tulle attach is to have, and Docker not; 0 for none
+	Families   Families
 }
 
 // Backend is one way to carry packets. The State is a sum: a fixed part, and a part for each peer that depends on nothing
 // but that peer.
 type Backend interface {
 	Needs() Needs
-	// Announce is what this host's lease tells its peers: the backend's type and data.
-	Announce(u Underlay, f Facts) (name string, data subnet.Pair[string])
+	// Announce is what h's lease tells its peers, subnets aside: the backend's type, and for each family of the underlay the address
+	// to send to and the backend's data.
+	Announce(h Host) subnet.Lease
 	// Fixed is the part of the State that depends on no peer.
 	Fixed(h Host) (State, error)
 	// Peer is the part of the State that l's host needs. Its error is a *subnet.Reject.
@@ -95,12 +94,12 @@ var types = []string{"vxlan", "host-gw", "wireguard", "udp", "ipip", "l2", "allo
 
 // New returns the backend that cfg asks for. Its errors are *subnet.ConfigError.
 func New(cfg subnet.Config) (Backend, error) {
-	if cfg.Range.V6 != (subnet.Range{}) {
-		return nil, &subnet.ConfigError{Key: "EnableIPv6", Reason: "IPv6 in the overlay is not supported by this version of tulle"}
-	}
 	b, err := byType(cfg.Backend.Type, options{cfg.Backend.Options})
 	if err != nil {
 		return nil, err
+	}
+	if _, isIPIP := b.(ipip); isIPIP && cfg.Range.V6 != (subnet.Range{}) {
+		return nil, &subnet.ConfigError{Key: "EnableIPv6", Reason: "ipip carries IPv4 only: leave it out, or choose another Backend.Type"}
 	}
 	return b, nil
 }
@@ -160,45 +159,24 @@ func (h Host) accept(l subnet.Lease) error {
 	return nil
 }
 
-// carriedBy checks that l's host carries packets by the backend called name, over IPv4.
+// carriedBy checks that l's host carries packets by the backend called name.
 func carriedBy(name string, l subnet.Lease) error {
 	switch {
 	case l.Backend == name:
+		return nil
 	case l.Backend == "":
 		return subnet.Rejectf(subnet.WrongBackend, "it names no backend (udp and alloc don't), the network's config says %s", name)
 	case name == "":
 		return subnet.Rejectf(subnet.WrongBackend, "its host runs %q, the network's config says udp or alloc", l.Backend)
-	default:
-		return subnet.Rejectf(subnet.WrongBackend, "its host runs %q, the network's config says %s", l.Backend, name)
 	}
-	if !l.Subnet.V4.IsValid() || !l.PublicIP.V4.IsValid() {
-		return subnet.Rejectf(subnet.BadAddress, "no IPv4 subnet or no public IPv4 address")
-	}
-	return nil
-}
-
-// inner returns what MTU is left inside a tunnel with an overhead, in bytes, on the underlay or, if that isn't 0, on what is
-// configured of it.
-func (h Host) inner(configured, overhead int, tunnel string) (int, error) {
-	u := h.Underlay
-	if !u.Local.V4.IsValid() {
-		return 0, fmt.Errorf("device %s has no IPv4 address, which this network's leases need: choose another with --iface", u.Device)
-	}
-	mtu := u.MTU
-	if configured != 0 {
-		mtu = configured
-	}
-	if mtu -= overhead; mtu < minMTU {
-		return 0, fmt.Errorf("device %s has MTU %d, which leaves %d inside %s, less than %d: raise it, or choose another with --iface", u.Device, u.MTU, mtu, tunnel, minMTU)
-	}
-	return mtu, nil
+	return subnet.Rejectf(subnet.WrongBackend, "its host runs %q, the network's config says %s", l.Backend, name)
 }
 
 // common is the part of the State that every backend with containers behind a bridge has.
 func (h Host) common(mtu int) State {
 	s := NewState()
 	s.MTU, s.Underlay = mtu, h.Underlay.Device
-	for f, p := range h.Self.Subnet.All() {
+	for f, p := range h.subnets().All() {
 		if h.Bridge != "" {
 			s.Addrs[Addr{h.Bridge, h.BridgeAddrs().Of(f)}] = struct{}{}
 		}
@@ -224,7 +202,7 @@ func forwarding(f subnet.Family) string {
 // BridgeAddrs are the addresses that containers use as their gateway: the first of each of the lease's subnets. Where all hosts
 // are one segment, their prefix is that of the network.
 func (h Host) BridgeAddrs() (addrs subnet.Pair[netip.Prefix]) {
-	for f, p := range h.Self.Subnet.All() {
+	for f, p := range h.subnets().All() {
 		bits := p.Bits()
 		if h.Config.Backend.Type == "l2" {
 			bits = h.Config.Range.Of(f).Network.Bits()

@@ -25,17 +25,18 @@ func newExtension(o options) (Backend, error) {
 func (b extension) Needs() Needs { return Needs{Command: b.PreStartupCommand} }
 
 // Announce hands on what the pre-start command printed: a JSON string, whatever it is.
-func (b extension) Announce(_ Underlay, f Facts) (string, subnet.Pair[string]) {
-	if b.PreStartupCommand == "" {
-		return "extension", subnet.Pair[string]{}
+func (b extension) Announce(h Host) subnet.Lease {
+	l := subnet.Lease{Backend: "extension", PublicIP: h.Public()}
+	if b.PreStartupCommand != "" {
+		l.Data.V4 = dataOf(h.Facts.Printed)
 	}
-	return "extension", dataOf(f.Printed)
+	return l
 }
 
 func (extension) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return second(l) }
 
 func (b extension) Fixed(h Host) (State, error) {
-	mtu, err := h.inner(0, 0, "it")
+	mtu, err := h.inner(0, subnet.Pair[int]{}, "it")
 	if err != nil {
 		return State{}, err
 	}
@@ -48,10 +49,7 @@ func (b extension) Fixed(h Host) (State, error) {
 }
 
 func (b extension) Peer(h Host, l subnet.Lease) (Part, error) {
-	if err := h.accept(l); err != nil {
-		return Part{}, err
-	}
-	if err := carriedBy("extension", l); err != nil {
+	if _, err := h.legs("extension", l); err != nil {
 		return Part{}, err
 	}
 	var data string
@@ -70,7 +68,7 @@ const MaxPrinted = 8 << 10
 // CheckPrinted refuses what a pre-start command can't hand on to the commands of others: they get it in a variable.
 func CheckPrinted(text string) error {
 	switch {
-	case len(dataOf(text).V4) > MaxPrinted:
+	case len(dataOf(text)) > MaxPrinted:
 		return fmt.Errorf("more than %d bytes in a lease", MaxPrinted)
 	case !utf8.ValidString(text):
 		return errors.New("it is not UTF-8")

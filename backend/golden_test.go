@@ -150,7 +150,9 @@ func parseHost(t *testing.T, cfg subnet.Config, text string) Host {
 		case "userspace":
 			h.Facts.Userspace = true
 		case "masquerade":
-			h.Masquerade = true
+			h.Masquerade.V4 = true
+		case "masquerade-ipv6":
+			h.Masquerade.V6 = true
 		case "forward":
 			h.Forward = true
 		default:

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/tulle-net/tulle/subnet"
@@ -11,30 +12,41 @@ type hostGW struct{}
 
 func (hostGW) Needs() Needs { return Needs{} }
 
-func (hostGW) Announce(Underlay, Facts) (string, subnet.Pair[string]) {
-	return "host-gw", subnet.Pair[string]{}
+func (hostGW) Announce(h Host) subnet.Lease {
+	return subnet.Lease{Backend: "host-gw", PublicIP: h.Public()}
 }
 
 func (hostGW) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return second(l) }
 
 func (hostGW) Fixed(h Host) (State, error) {
-	mtu, err := h.inner(0, 0, "it")
+	mtu, err := h.inner(0, subnet.Pair[int]{}, "it")
 	if err != nil {
 		return State{}, err
 	}
-	return h.common(mtu), nil
+	if h.subnets().V6.IsValid() && !h.Public().V6.IsValid() {
+		return State{}, fmt.Errorf("device %s has no IPv6 address that peers could send to, and IPv6 can't be routed by way of an IPv4 gateway: give it one, or choose another Backend.Type, as vxlan", h.Underlay.Device)
+	}
+	s := h.common(mtu)
+	s.Firewall.From.add(h.Underlay.Device)
+	return s, nil
 }
 
-func (hostGW) Peer(h Host, l subnet.Lease) (Part, error) {
-	if err := h.accept(l); err != nil {
+func (hostGW) Peer(h Host, l subnet.Lease) (p Part, err error) {
+	legs, err := h.legs("host-gw", l)
+	if err != nil {
 		return Part{}, err
 	}
-	if err := carriedBy("host-gw", l); err != nil {
-		return Part{}, err
+	for _, g := range legs {
+		if !h.Underlay.reaches(g.to) {
+			return Part{}, subnet.Rejectf(subnet.NotOnLink, "%s is not on the segment of %s, so it can't be a gateway: host-gw needs all hosts on one segment; vxlan with DirectRouting tunnels to the others",
+				g.to, h.Underlay.Device)
+		}
+		if g.directly() {
+			p.Routes = append(p.Routes, g.direct(h)...)
+		}
 	}
-	if !h.Underlay.reaches(l.PublicIP.V4) {
-		return Part{}, subnet.Rejectf(subnet.NotOnLink, "%s is not on the segment of %s, so it can't be a gateway: host-gw needs all hosts on one segment; vxlan with DirectRouting tunnels to the others",
-			l.PublicIP.V4, h.Underlay.Device)
+	if len(p.Routes) == 0 {
+		return Part{}, subnet.Rejectf(subnet.OtherFamily, "its host is reached at %s, and IPv6 can't be routed by way of an IPv4 gateway", list(l.PublicIP))
 	}
-	return direct(h, l), nil
+	return p, nil
 }

@@ -22,35 +22,44 @@ func newIPIP(o options) (Backend, error) {
 
 func (ipip) Needs() Needs { return Needs{} }
 
-func (ipip) Announce(Underlay, Facts) (string, subnet.Pair[string]) {
-	return "ipip", subnet.Pair[string]{}
+func (ipip) Announce(h Host) subnet.Lease {
+	return subnet.Lease{Backend: "ipip", PublicIP: h.onIPv4().Public()}
+}
+
+// onIPv4 is h without an underlay of IPv6: IPIP has none.
+func (h Host) onIPv4() Host {
+	h.Families = OnlyIPv4
+	return h
 }
 
 func (ipip) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return first(l) }
 
 func (b ipip) Fixed(h Host) (State, error) {
-	mtu, err := h.inner(0, ipipV4, "IPIP")
+	mtu, err := h.onIPv4().inner(0, subnet.PairOf(subnet.IPv4, ipipV4), "IPIP")
 	if err != nil {
 		return State{}, err
 	}
 	s := h.common(mtu)
 	s.Links[ipipDevice] = Link{Kind: KindIPIP, MTU: mtu, IPIP: IPIP{Local: h.Underlay.Local.V4, Parent: h.Underlay.Device}}
-	s.Addrs[Addr{ipipDevice, netip.PrefixFrom(first(h.Self).V4, 32)}] = struct{}{}
-	if !b.DirectRouting {
-		s.Firewall.Tunnel = ipipDevice
+	h.addresses(s, ipipDevice)
+	s.Firewall.From.add(ipipDevice)
+	if b.DirectRouting {
+		s.Firewall.From.add(h.Underlay.Device)
 	}
 	return s, nil
 }
 
-func (b ipip) Peer(h Host, l subnet.Lease) (Part, error) {
-	if err := h.accept(l); err != nil {
+func (b ipip) Peer(h Host, l subnet.Lease) (p Part, err error) {
+	legs, err := h.onIPv4().legs("ipip", l)
+	if err != nil {
 		return Part{}, err
 	}
-	if err := carriedBy("ipip", l); err != nil {
-		return Part{}, err
+	for _, g := range legs {
+		if b.DirectRouting && h.Underlay.reaches(g.to) {
+			p.Routes = append(p.Routes, g.direct(h)...)
+			continue
+		}
+		p.Routes = append(p.Routes, row(g.subnet, Route{Via: g.to, Dev: ipipDevice, OnLink: true})...)
 	}
-	if b.DirectRouting && h.Underlay.reaches(l.PublicIP.V4) {
-		return direct(h, l), nil
-	}
-	return Part{Routes: row(l.Subnet.V4, Route{Via: l.PublicIP.V4, Dev: ipipDevice, OnLink: true})}, nil
+	return p, nil
 }

@@ -25,8 +25,18 @@ func newL2(o options) (Backend, error) {
 	return l2{v}, err
 }
 
-func (b l2) Announce(Underlay, Facts) (string, subnet.Pair[string]) {
-	return "l2", dataOf(l2Data{b.VNI})
+// on is h with one family of underlay, IPv4 if it has that: a bridge with two ports to the same peers would be a loop.
+func (l2) on(h Host) (Host, subnet.Family) {
+	for f := range h.Public().All() {
+		h.Families = [...]Families{subnet.IPv4: OnlyIPv4, subnet.IPv6: OnlyIPv6}[f]
+		return h, f
+	}
+	return h, subnet.IPv4
+}
+
+func (b l2) Announce(h Host) subnet.Lease {
+	h, f := b.on(h)
+	return subnet.Lease{Backend: "l2", PublicIP: h.Public(), Data: subnet.PairOf(f, dataOf(l2Data{b.VNI}))}
 }
 
 func (l2) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return second(l) }
@@ -35,30 +45,31 @@ func (b l2) Fixed(h Host) (State, error) {
 	if h.Bridge == "" {
 		return State{}, errors.New("l2 joins the hosts' bridges, and this host has none: name one with --bridge")
 	}
-	mtu, err := h.inner(b.MTU, vxlanV4, "VXLAN")
+	h, f := b.on(h)
+	mtu, err := h.inner(b.MTU, vxlanOverhead, "VXLAN")
 	if err != nil {
 		return State{}, err
 	}
 	s := h.common(mtu)
-	port := b.link(h.Underlay, mtu)
+	port := b.link(h.Underlay, f, mtu)
 	port.Master, port.Suppress = h.Bridge, true
-	s.Links[b.device] = port
+	s.Links[b.device(f)] = port
+	s.Firewall.From.add(h.Bridge)
 	return s, nil
 }
 
 func (b l2) Peer(h Host, l subnet.Lease) (Part, error) {
-	if err := h.accept(l); err != nil {
-		return Part{}, err
-	}
-	if err := carriedBy("l2", l); err != nil {
+	h, f := b.on(h)
+	legs, err := h.legs("l2", l)
+	if err != nil {
 		return Part{}, err
 	}
 	var data l2Data
-	if err := json.Unmarshal([]byte(l.Data.V4), &data); err != nil {
-		return Part{}, subnet.Rejectf(subnet.BadValue, "BackendData is not {\"VNI\":…}: %s", l.Data.V4)
+	if err := json.Unmarshal([]byte(l.Data.Of(f)), &data); err != nil {
+		return Part{}, subnet.Rejectf(subnet.BadValue, "%s is not {\"VNI\":…}: %s", dataKey(f), l.Data.Of(f))
 	}
 	if data.VNI != b.VNI {
 		return Part{}, subnet.Rejectf(subnet.WrongVNI, "VNI %d, the network's is %d", data.VNI, b.VNI)
 	}
-	return Part{Floods: row(Flood{b.device, l.PublicIP.V4}, struct{}{})}, nil
+	return Part{Floods: row(Flood{b.device(f), legs[0].to}, struct{}{})}, nil
 }

@@ -4,8 +4,10 @@
 package backend
 
 import (
+	"iter"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -92,9 +94,9 @@ type IPIP struct {
 
 // Tunnel is a device's own end of an encapsulation in UDP that the kernel's tables don't tell of.
 type Tunnel struct {
-	Port  uint16     // UDP, local
-	Local netip.Addr // outer source; not valid for any
-	Key   Secret     // WireGuard's private key; zero for a tunnel that is not encrypted
+	Port  uint16                  // UDP, local
+	Local subnet.Pair[netip.Addr] // outer sources; none for any
+	Key   Secret                  // WireGuard's private key; zero for a tunnel that is not encrypted
 }
 
 // EndpointKey is a range of inner addresses that a userspace tunnel carries to one endpoint.
@@ -160,12 +162,29 @@ type Route struct {
 // Firewall is what the host's packet filter must do. The zero Firewall asks for nothing.
 type Firewall struct {
 	Network, Subnet subnet.Pair[netip.Prefix] // the overlay's range, and this host's part of it
-	Masquerade      bool                      // packets between the overlay and elsewhere leave under the host's address
+	Masquerade      subnet.Pair[bool]         // packets between the overlay and elsewhere leave under the host's address
 	Forward         bool                      // packets from and to the overlay may be forwarded
 	Bridge          string                    // the containers' bridge, which Docker has rules of its own for; "" for none
 	Mark            uint32                    // set on peers' packets, for a Docker that lets in what has it; 0 for none
-	Tunnel          string                    // the device that peers' packets come in on; "" if they come in on any
+	From            Devices                   // that peers' packets come in on; none if they come in on any
 }
+
+// Devices are a few names. It is comparable.
+type Devices [3]string
+
+// All yields the names.
+func (d Devices) All() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, name := range d {
+			if name != "" && !yield(name) {
+				return
+			}
+		}
+	}
+}
+
+// add adds a name.
+func (d *Devices) add(name string) { d[slices.Index(d[:], "")] = name }
 
 // NewState returns an empty State.
 func NewState() State {

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // String prints the State the way a network engineer would type it, one object a line, in dependency order.
@@ -84,8 +86,8 @@ func (v VXLAN) String() string {
 
 func (t Tunnel) String() string {
 	text := fmt.Sprintf("port %d", t.Port)
-	if t.Local.IsValid() {
-		text = fmt.Sprintf("local %s %s", t.Local, text)
+	if t.Local != (subnet.Pair[netip.Addr]{}) {
+		text = fmt.Sprintf("local %s %s", list(t.Local), text)
 	}
 	if t.Key != (Secret{}) {
 		text += fmt.Sprintf(" public-key %s", t.Key.Public())
@@ -132,18 +134,15 @@ func (r Route) String() string {
 func (f Firewall) String() string {
 	var b strings.Builder
 	for family, network := range f.Network.All() {
-		if f.Masquerade {
+		if f.Masquerade.Of(family) {
 			fmt.Fprintf(&b, "masquerade %s, but not between %s and %s\n", network, f.Subnet.Of(family), network)
 		}
 		if f.Forward {
 			fmt.Fprintf(&b, "forward %s\n", network)
 		}
 		if f.Forward && f.Bridge != "" {
-			tunnel := "any device"
-			if f.Tunnel != "" {
-				tunnel = f.Tunnel
-			}
-			fmt.Fprintf(&b, "forward %s from %s to %s on %s, past Docker\n", network, tunnel, f.Subnet.Of(family), f.Bridge)
+			from := cmp.Or(strings.Join(slices.Collect(f.From.All()), ", "), "any device")
+			fmt.Fprintf(&b, "forward %s from %s to %s on %s, past Docker\n", network, from, f.Subnet.Of(family), f.Bridge)
 			if f.Mark != 0 {
 				fmt.Fprintf(&b, "mark %#x what comes so\n", f.Mark)
 			}

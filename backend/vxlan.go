@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/tulle-net/tulle/subnet"
@@ -20,7 +21,6 @@ type vxlan struct {
 	GBP           bool
 	Learning      bool
 	DirectRouting bool
-	device        string
 }
 
 // vxlanData is a vxlan lease's BackendData.
@@ -31,11 +31,14 @@ type vxlanData struct {
 
 const (
 	maxVNI      = 1<<24 - 1
-	minMTU      = 576 // inner, bytes: what every IPv4 host must accept (RFC 791)
+	minMTU      = 576  // inner, bytes: what every IPv4 host must accept (RFC 791)
+	minMTU6     = 1280 // what every IPv6 link must carry (RFC 8200)
 	maxMTU      = 65535
 	defaultPort = 8472 // Linux's default, and so flannel's; IANA's is 4789
-	vxlanV4     = 50   // overhead in bytes on an IPv4 underlay: IPv4 20, UDP 8, VXLAN 8, Ethernet 14
 )
+
+// vxlanOverhead is in bytes, by the underlay's family: IPv4 20 or IPv6 40, UDP 8, VXLAN 8, Ethernet 14.
+var vxlanOverhead = subnet.Pair[int]{V4: 50, V6: 70}
 
 func newVXLAN(o options) (Backend, error) {
 	w := struct {
@@ -55,14 +58,22 @@ func vxlanOf(vni, port, mtu int) (vxlan, error) {
 	if port == 0 { // flannel writes it so where it means the default
 		port = defaultPort
 	}
-	err := within(limit{"VNI", vni, 1, maxVNI, ""}, limit{"Port", port, 1, 65535, ""}, outerMTU(mtu, vxlanV4))
-	return vxlan{VNI: uint32(vni), Port: uint16(port), MTU: mtu, device: fmt.Sprintf("%s.%d", Prefix, vni)}, err
+	err := within(limit{"VNI", vni, 1, maxVNI, ""}, limit{"Port", port, 1, 65535, ""}, outerMTU(mtu, vxlanOverhead.V4))
+	return vxlan{VNI: uint32(vni), Port: uint16(port), MTU: mtu}, err
 }
 
-// mac is derived from what stays the same as long as peers have reason to send here, so that a device made again has the
+// device is the one over an underlay of the family f. A device sends over one family only.
+func (v vxlan) device(f subnet.Family) string {
+	if f == subnet.IPv6 {
+		return fmt.Sprintf("%s-v6.%d", Prefix, v.VNI)
+	}
+	return fmt.Sprintf("%s.%d", Prefix, v.VNI)
+}
+
+// mac is that of the device over f. It is derived from what stays the same as long as peers have reason to send here, so that a device made again has the
 // MAC that peers already know.
-func (v vxlan) mac(u Underlay) MAC {
-	return deriveMAC("vtep", fmt.Sprint(v.VNI), u.Public.V4.String())
+func (v vxlan) mac(u Underlay, f subnet.Family) MAC {
+	return deriveMAC("vtep", fmt.Sprint(v.VNI), u.Public.Of(f).String())
 }
 
 // deriveMAC returns a unicast, locally administered MAC (IEEE 802) that depends on facts only.
@@ -75,73 +86,86 @@ func deriveMAC(facts ...string) MAC {
 
 func (vxlan) Needs() Needs { return Needs{} }
 
-func (v vxlan) Announce(u Underlay, _ Facts) (string, subnet.Pair[string]) {
-	return "vxlan", dataOf(vxlanData{v.VNI, v.mac(u).String()})
+func (v vxlan) Announce(h Host) subnet.Lease {
+	l := subnet.Lease{Backend: "vxlan", PublicIP: h.Public()}
+	for f := range l.PublicIP.All() {
+		*l.Data.At(f) = dataOf(vxlanData{v.VNI, v.mac(h.Underlay, f).String()})
+	}
+	return l
 }
 
 // dataOf writes what a lease says for a backend.
-func dataOf(data any) subnet.Pair[string] {
+func dataOf(data any) string {
 	text, err := json.Marshal(data)
 	if err != nil {
 		panic(err) // numbers and strings
 	}
-	return subnet.PairOf(subnet.IPv4, string(text))
+	return string(text)
 }
 
 func (vxlan) Inside(l subnet.Lease) subnet.Pair[netip.Addr] { return first(l) }
 
 func (v vxlan) Fixed(h Host) (State, error) {
-	mtu, err := h.inner(v.MTU, vxlanV4, "VXLAN")
+	mtu, err := h.inner(v.MTU, vxlanOverhead, "VXLAN")
 	if err != nil {
 		return State{}, err
 	}
 	s := h.common(mtu)
-	s.Links[v.device] = v.link(h.Underlay, mtu)
-	if !v.DirectRouting {
-		s.Firewall.Tunnel = v.device
+	for f := range h.Public().All() {
+		s.Links[v.device(f)] = v.link(h.Underlay, f, mtu)
+		s.Firewall.From.add(v.device(f))
+		h.addresses(s, v.device(f))
 	}
-	s.Addrs[Addr{v.device, netip.PrefixFrom(first(h.Self).V4, 32)}] = struct{}{}
+	if v.DirectRouting {
+		s.Firewall.From.add(h.Underlay.Device)
+	}
 	return s, nil
 }
 
-// link is the VXLAN device, with what MTU it has inside.
-func (v vxlan) link(u Underlay, mtu int) Link {
-	return Link{Kind: KindVXLAN, MAC: v.mac(u), MTU: mtu,
-		VXLAN: VXLAN{VNI: v.VNI, Port: v.Port, Local: u.Local.V4, Parent: u.Device, Learning: v.Learning, GBP: v.GBP}}
+// link is the device over f, with what MTU it has inside.
+func (v vxlan) link(u Underlay, f subnet.Family, mtu int) Link {
+	return Link{Kind: KindVXLAN, MAC: v.mac(u, f), MTU: mtu,
+		VXLAN: VXLAN{VNI: v.VNI, Port: v.Port, Local: u.Local.Of(f), Parent: u.Device, Learning: v.Learning, GBP: v.GBP}}
 }
 
-func (v vxlan) Peer(h Host, l subnet.Lease) (Part, error) {
-	if err := h.accept(l); err != nil {
-		return Part{}, err
-	}
-	mac, err := v.peerMAC(h, l)
+func (v vxlan) Peer(h Host, l subnet.Lease) (p Part, err error) {
+	legs, err := h.legs("vxlan", l)
 	if err != nil {
 		return Part{}, err
 	}
-	dst, vtep := l.Subnet.V4, first(l).V4
-	if v.DirectRouting && h.Underlay.reaches(l.PublicIP.V4) {
-		return direct(h, l), nil
+	for _, g := range legs {
+		mac, err := v.peerMAC(h, l, g.outer)
+		if err != nil {
+			return Part{}, err
+		}
+		if v.DirectRouting && h.Underlay.reaches(g.to) && g.directly() {
+			p.Routes = append(p.Routes, g.direct(h)...)
+			continue
+		}
+		device := v.device(g.outer)
+		if hop := (Row[FDBKey, netip.Addr]{FDBKey{device, mac}, g.to}); !slices.Contains(p.FDB, hop) {
+			p.FDB = append(p.FDB, hop)
+		}
+		p.Neighbours = append(p.Neighbours, row(NeighbourKey{device, g.vtep()}, mac)...)
+		p.Routes = append(p.Routes, row(g.subnet, Route{Via: g.vtep(), Dev: device, OnLink: true})...)
 	}
-	return Part{
-		FDB:        row(FDBKey{v.device, mac}, l.PublicIP.V4),
-		Neighbours: row(NeighbourKey{v.device, vtep}, mac),
-		Routes:     row(dst, Route{Via: vtep, Dev: v.device, OnLink: true}),
-	}, nil
+	return p, nil
 }
 
-// direct is the part of a peer on our own segment that is sent to without a tunnel.
-func direct(h Host, l subnet.Lease) Part {
-	return Part{Routes: row(l.Subnet.V4, Route{Via: l.PublicIP.V4, Dev: h.Underlay.Device})}
+// directly reports whether the kernel sends packets of g as they are by way of a gateway with the address that they go to: IPv4 by
+// way of an IPv6 one (RTA_VIA, Linux ≥ 5.2), but not the other way round.
+func (g leg) directly() bool { return g.inner() == subnet.IPv4 || g.outer == subnet.IPv6 }
+
+// direct is the route to a peer on our own segment that is sent to without a tunnel.
+func (g leg) direct(h Host) []Row[netip.Prefix, Route] {
+	return row(g.subnet, Route{Via: g.to, Dev: h.Underlay.Device})
 }
 
-// peerMAC checks the vxlan part of l and returns its VTEP's MAC.
-func (v vxlan) peerMAC(h Host, l subnet.Lease) (MAC, error) {
-	if err := carriedBy("vxlan", l); err != nil {
-		return MAC{}, err
-	}
+// peerMAC checks the vxlan part of l and returns the MAC of its VTEP on f.
+func (v vxlan) peerMAC(h Host, l subnet.Lease, f subnet.Family) (MAC, error) {
 	var data vxlanData
-	if err := json.Unmarshal([]byte(l.Data.V4), &data); err != nil {
-		return MAC{}, subnet.Rejectf(subnet.BadValue, "BackendData is not {\"VNI\":…,\"VtepMAC\":…}: %s", l.Data.V4)
+	if err := json.Unmarshal([]byte(l.Data.Of(f)), &data); err != nil {
+		return MAC{}, subnet.Rejectf(subnet.BadValue, "%s is not {\"VNI\":…,\"VtepMAC\":…}: %s", dataKey(f), l.Data.Of(f))
 	}
 	if data.VNI != v.VNI {
 		return MAC{}, subnet.Rejectf(subnet.WrongVNI, "VNI %d, the network's is %d", data.VNI, v.VNI)
@@ -150,8 +174,16 @@ func (v vxlan) peerMAC(h Host, l subnet.Lease) (MAC, error) {
 	if err != nil || len(hw) != 6 || !MAC(hw).Unicast() {
 		return MAC{}, subnet.Rejectf(subnet.BadMAC, "VtepMAC %q is not a unicast Ethernet address", data.VtepMAC)
 	}
-	if MAC(hw) == v.mac(h.Underlay) {
+	if MAC(hw) == v.mac(h.Underlay, f) {
 		return MAC{}, subnet.Rejectf(subnet.BadMAC, "VtepMAC %s is this host's own", data.VtepMAC)
 	}
 	return MAC(hw), nil
+}
+
+// dataKey is what a lease calls its data for f.
+func dataKey(f subnet.Family) string {
+	if f == subnet.IPv6 {
+		return "BackendV6Data"
+	}
+	return "BackendData"
 }

@@ -22,7 +22,7 @@ func TestNew(t *testing.T) {
 		{"no backend", ``, defaults},
 		{"no type", `{}`, defaults},
 		{"no options", `{"Type":"VXLAN"}`, defaults},
-		{"all options", `{"Type":"vxlan","VNI":42,"Port":4789,"MTU":9000,"GBP":true,"Learning":true,"DirectRouting":true}`, vxlan{42, 4789, 9000, true, true, true, ""}},
+		{"all options", `{"Type":"vxlan","VNI":42,"Port":4789,"MTU":9000,"GBP":true,"Learning":true,"DirectRouting":true}`, vxlan{42, 4789, 9000, true, true, true}},
 		{"keys in any case", `{"type":"vxlan","vni":42,"directrouting":true}`, vxlan{VNI: 42, Port: 8472, DirectRouting: true}},
 		{"least", `{"VNI":1,"Port":1,"MTU":626}`, vxlan{VNI: 1, Port: 1, MTU: 626}},
 		{"most", `{"VNI":16777215,"Port":65535,"MTU":65535}`, vxlan{VNI: 16777215, Port: 65535, MTU: 65535}},
@@ -33,7 +33,6 @@ func TestNew(t *testing.T) {
 			if test.backend != "" {
 				text = `{"Network":"10.5.0.0/16","Backend":` + test.backend + `}`
 			}
-			test.want.device = fmt.Sprintf("tulle.%d", test.want.VNI)
 			b, err := New(mustConfig(t, text))
 			if err != nil || b != test.want {
 				t.Errorf("got  %+v, %v\nwant %+v", b, err, test.want)
@@ -68,7 +67,7 @@ func TestNewErrors(t *testing.T) {
 		{"ListenPort 0", "", `{"Type":"wireguard","ListenPort":0}`, "Backend.ListenPort: 0 is not within 1 and 65535"},
 		{"keepalive", "", `{"Type":"wireguard","PersistentKeepaliveInterval":-1}`, "Backend.PersistentKeepaliveInterval: -1 is not within 0 and 65535 (seconds; 0 for none)"},
 		{"a command that is none", "", `{"Type":"extension","SubnetAddCommand":["ip"]}`, "Backend.SubnetAddCommand: a array does not belong here, a string does"},
-		{"IPv6", v6, `{"Type":"vxlan"}`, "EnableIPv6: IPv6 in the overlay is not supported by this version of tulle"},
+		{"IPv6", v6, `{"Type":"ipip"}`, "EnableIPv6: ipip carries IPv4 only: leave it out, or choose another Backend.Type"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b, err := New(mustConfig(t, `{`+test.v6+`"Network":"10.5.0.0/16","Backend":`+test.backend+`}`))
@@ -87,12 +86,12 @@ func TestNewErrors(t *testing.T) {
 func TestAnnounce(t *testing.T) {
 	t.Parallel()
 	b, h := testHost(t, "")
-	name, data := b.Announce(h.Underlay, h.Facts)
-	if want := `{"VNI":1,"VtepMAC":"f6:e6:73:bb:db:a3"}`; name != "vxlan" || data != subnet.PairOf(subnet.IPv4, want) {
-		t.Errorf("announces %s %v, want %s", name, data, want)
+	l := b.Announce(h)
+	if want := `{"VNI":1,"VtepMAC":"f6:e6:73:bb:db:a3"}`; l.Backend != "vxlan" || l.Data != subnet.PairOf(subnet.IPv4, want) {
+		t.Errorf("announces %+v, want %s", l, want)
 	}
 	var announced vxlanData
-	if err := json.Unmarshal([]byte(data.V4), &announced); err != nil {
+	if err := json.Unmarshal([]byte(l.Data.V4), &announced); err != nil {
 		t.Fatal(err)
 	}
 	moved := h // another device, another address on it, another place in the overlay
@@ -116,11 +115,11 @@ func TestDeriveMAC(t *testing.T) {
 		for host := range 1000 {
 			u := Underlay{Public: v4Addr(fmt.Sprintf("192.0.%d.%d", host>>8, host&255))}
 			v := vxlan{VNI: uint32(vni)}
-			mac, facts := v.mac(u), fmt.Sprint(vni, u.Public.V4)
+			mac, facts := v.mac(u, subnet.IPv4), fmt.Sprint(vni, u.Public.V4)
 			if !mac.Unicast() || mac[0]&2 == 0 {
 				t.Errorf("%s: %s is not unicast and locally administered", facts, mac)
 			}
-			if again := v.mac(u); again != mac {
+			if again := v.mac(u, subnet.IPv4); again != mac {
 				t.Errorf("%s: %s, then %s", facts, mac, again)
 			}
 			if other, ok := seen[mac]; ok {
@@ -178,7 +177,7 @@ func TestBridgeAddrs(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix("10.5.85.1/24"), V6: netip.MustParsePrefix("fd12:3456:0:34::1/64")}
-	if got := (Host{Self: l}).BridgeAddrs(); got != want {
+	if got := (Host{Config: mustConfig(t, `{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd12:3456::/48"}`), Self: l}).BridgeAddrs(); got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }

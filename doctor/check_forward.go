@@ -51,7 +51,7 @@ func (f Facts) leaves() string {
 	if bridged(f.Plan) {
 		return h.Bridge
 	}
-	return cmp.Or(s.Firewall.Tunnel, h.Underlay.Device)
+	return cmp.Or(s.Firewall.From[0], h.Underlay.Device)
 }
 
 // passing reports whether the packet filter sees what passes between containers and peers, and is the agent's business.

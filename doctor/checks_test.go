@@ -106,7 +106,7 @@ func well() *host {
 		Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, Leases: map[string]api.StoredLease{},
 		Underlay: backend.Underlay{Device: "eth0", MTU: 1500, Local: subnet.Pair[netip.Addr]{V4: a("192.0.2.11")}, Public: subnet.Pair[netip.Addr]{V4: a("192.0.2.11")},
 			OnLink: []netip.Prefix{p("192.0.2.0/24"), p("192.0.2.1/32")}},
-		Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true}}}
+		Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true}}}
 	h.lease("10.5.1.0-24", leaseOf("192.0.2.11", "0a:00:00:00:00:11"))
 	h.lease("10.5.2.0-24", leaseOf("192.0.2.12", "0a:00:00:00:00:12"))
 	h.lease("10.5.3.0-24", leaseOf("192.0.2.13", "0a:00:00:00:00:13"))

@@ -135,7 +135,7 @@ func (f *PathFacts) filterFix(table, chain string, v Verdict, accept string) str
 	docker := strings.HasPrefix(v.Chain, "DOCKER") || table == "raw" && strings.Contains(v.Rule, "! -i ") || v.Target == "MASQUERADE"
 	forwarded := v.Chain == "FORWARD" && v.Position == 0
 	switch h := f.Plan.Host(); {
-	case (docker || forwarded) && (h.Forward || table == "nat" && h.Masquerade):
+	case (docker || forwarded) && (h.Forward || table == "nat" && h.Masquerade.V4):
 		return f.heal(insert)
 	case v.Position == 0:
 		return "accept it: " + insert

@@ -26,7 +26,7 @@ func view(config string) api.View {
 	if config == "" {
 		config = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`
 	}
-	v := api.View{API: 1, Revision: 9, Config: config, Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true},
+	v := api.View{API: 1, Revision: 9, Config: config, Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true},
 		Self: api.StoredLease{Key: "10.5.1.0-24", Value: lease("192.0.2.1", "02:00:00:00:00:01"), Created: 3},
 		Underlay: backend.Underlay{Device: "eth0", MTU: 1500, Local: subnet.PairOf(subnet.IPv4, netip.MustParseAddr("192.0.2.1")),
 			Public: subnet.PairOf(subnet.IPv4, netip.MustParseAddr("192.0.2.1")), OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}

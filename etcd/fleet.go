@@ -34,8 +34,8 @@ type FleetOptions struct {
 	For      time.Duration // from when all have joined; 0: until ctx ends
 	Leave    bool          // the leases are left behind at the end
 	Range    subnet.Range  // of the network
-	// Announce is what the lease of the host with the address tells its peers: the backend's type and data.
-	Announce func(public netip.Addr) (backend string, data subnet.Pair[string])
+	// Announce is what the lease of the host with the address tells its peers, without its subnets.
+	Announce func(public netip.Addr) subnet.Lease
 }
 
 // Fleet registers simulated hosts as real ones register themselves: a host's etcd lease, transaction, key and value are what
@@ -149,7 +149,8 @@ func (f *Fleet) look(ctx context.Context) error {
 func (f *Fleet) request(public netip.Addr) subnet.Request {
 	want := subnet.Request{Range: subnet.PairOf(subnet.IPv4, f.Range), PublicIP: subnet.PairOf(subnet.IPv4, public)}
 	if public.IsValid() {
-		want.Backend, want.Data = f.Announce(public)
+		l := f.Announce(public)
+		want.Backend, want.Data = l.Backend, l.Data
 	}
 	return want
 }

@@ -18,9 +18,9 @@ import (
 )
 
 // announceFleet stands for a vxlan backend's Announce.
-func announceFleet(public netip.Addr) (string, subnet.Pair[string]) {
+func announceFleet(public netip.Addr) subnet.Lease {
 	a := public.As4()
-	return "vxlan", subnet.PairOf(subnet.IPv4, fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:%02x:%02x:%02x:%02x"}`, a[0], a[1], a[2], a[3]))
+	return subnet.Lease{Backend: "vxlan", Data: subnet.PairOf(subnet.IPv4, fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:%02x:%02x:%02x:%02x"}`, a[0], a[1], a[2], a[3]))}
 }
 
 // fleet is a Fleet that runs until the test ends or stop is called.
@@ -124,7 +124,7 @@ func TestFleetJoins(t *testing.T) {
 			t.Errorf("%s: %v", key, err)
 			continue
 		}
-		if name, data := announceFleet(l.PublicIP.V4); l.Backend != name || l.Data != data || k.value != string(l.MarshalValue()) {
+		if want := announceFleet(l.PublicIP.V4); l.Backend != want.Backend || l.Data != want.Data || k.value != string(l.MarshalValue()) {
 			t.Errorf("%s: %s", key, k.value)
 		}
 		if !f.Range.Contains(l.Subnet.V4) || slices.Contains(held, l.Subnet.V4.String()) {

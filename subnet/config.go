@@ -109,7 +109,7 @@ func parseRange(f Family, prefix, network string, length int, first, last string
 		return Range{}, configErr(prefix+"Network", "%q is not a range like %s", network, example)
 	case FamilyOf(n.Addr()) != f || n.Addr().Is4In6():
 		return Range{}, configErr(prefix+"Network", "%s is not %s", n, f)
-	case n.Addr().IsMulticast() || n.Addr().IsLoopback() || n.Bits() == 0:
+	case n.Addr().IsMulticast() || n.Addr().IsLoopback() || n.Addr().IsLinkLocalUnicast() && f == IPv6 || n.Bits() == 0:
 		return Range{}, configErr(prefix+"Network", "%s is not a unicast range", n)
 	case n.Bits()+2 > longest:
 		return Range{}, configErr(prefix+"Network", "%s has no room for four subnets of length %d", n, longest)

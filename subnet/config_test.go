@@ -162,7 +162,8 @@ func TestParseConfigErrors(t *testing.T) {
 		{"Min a prefix", `{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0/24"}`, `SubnetMin: "10.5.1.0/24" is not an address`},
 		{"IPv6 Min above Max", `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12::/48","IPv6SubnetMin":"fd12:0:0:9::","IPv6SubnetMax":"fd12:0:0:8::"}`,
 			"IPv6SubnetMin: fd12:0:0:9:: is above IPv6SubnetMax fd12:0:0:8::"},
-		{"IPv6 Min with a zone", `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fe80::/48","IPv6SubnetMin":"fe80::%eth0"}`, `IPv6SubnetMin: "fe80::%eth0" is not an address`},
+		{"IPv6 Min with a zone", `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12::/48","IPv6SubnetMin":"fd12::%eth0"}`, `IPv6SubnetMin: "fd12::%eth0" is not an address`},
+		{"IPv6 link-local", `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fe80::/48"}`, `IPv6Network: fe80::/48 is not a unicast range`},
 		{"IPv6 Max off boundary", `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12::/48","IPv6SubnetMax":"fd12::1"}`, "IPv6SubnetMax: fd12::1 is not on a /64 boundary; fd12:: is"},
 		{"dual stack, IPv4 wrong", `{"Network":"10.5.0.0/30","EnableIPv6":true,"IPv6Network":"fd12::/48"}`, "Network: 10.5.0.0/30 has no room for four subnets of length 30"},
 	} {

@@ -33,6 +33,9 @@ func (f Family) String() string {
 	return "IPv6"
 }
 
+// Other is the other family.
+func (f Family) Other() Family { return IPv6 - f }
+
 // Bits is the length of the family's addresses: 32 or 128.
 func (f Family) Bits() int {
 	if f == IPv4 {

@@ -196,6 +196,7 @@ const (
 	BadMAC       Reason = "bad-mac"         // no VTEP MAC, not unicast, or ours
 	WrongVNI     Reason = "wrong-vni"
 	NotOnLink    Reason = "not-on-link"   // the host is on another segment, and the backend needs one
+	OtherFamily  Reason = "other-family"  // no family of addresses in common with this host, inside or on the underlay
 	WrongBackend Reason = "wrong-backend" // the host carries packets in another way than the network's config says
 )
 

@@ -39,7 +39,7 @@ func newPlan(t testing.TB, config string, peers int) *backend.Plan {
 		Self:   subnet.Lease{Subnet: subnet.PairOf(subnet.IPv4, netip.MustParsePrefix("10.5.1.0/24")), PublicIP: local},
 		Underlay: backend.Underlay{Device: "eth0", MTU: 1500, Local: local, Public: local,
 			OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
-		Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true},
+		Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true},
 	}
 	entries := map[string]subnet.Entry{}
 	for n := range peers {

@@ -11,7 +11,7 @@ import (
 // besideDocker is a policy for a host with Docker's bridge.
 func besideDocker() backend.Firewall {
 	f := firewall(true, true)
-	f.Bridge, f.Tunnel = "docker0", "tulle.1"
+	f.Bridge, f.From = "docker0", backend.Devices{"tulle.1"}
 	return f
 }
 

@@ -40,7 +40,7 @@ func TestUnchangedRunsNothing(t *testing.T) {
 					s.Errorf("unchanged: %d, %v", n, err)
 				}
 				other := policy
-				other.Masquerade = !other.Masquerade
+				other.Masquerade.V4 = !other.Masquerade.V4
 				if _, err := apply(other); err == nil {
 					s.Error("it did not look for the sake of another policy")
 				}

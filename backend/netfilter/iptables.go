@@ -64,21 +64,27 @@ func chains(f backend.Firewall, family subnet.Family, randomFully bool) []chain 
 	if !network.IsValid() {
 		return all
 	}
-	if f.Masquerade {
+	if f.Masquerade.Of(family) {
 		all[0].rules = masqueradeRules(network, f.Subnet.Of(family), randomFully)
 	}
 	if f.Forward {
 		all[1].rules = []string{fmt.Sprintf("-s %s -j ACCEPT", network), fmt.Sprintf("-d %s -j ACCEPT", network)}
 	}
 	if f.Forward && f.Bridge != "" {
-		from := fmt.Sprintf("-s %s -d %s", network, f.Subnet.Of(family))
-		if f.Tunnel != "" {
-			from += " -i " + f.Tunnel
+		any := fmt.Sprintf("-s %s -d %s", network, f.Subnet.Of(family))
+		var entries []string
+		for device := range f.From.All() {
+			entries = append(entries, any+" -i "+device)
 		}
-		all[2].rules = []string{from + " -o " + f.Bridge + " -j ACCEPT"}
-		all[3].rules = []string{from + " -j ACCEPT"}
-		if f.Mark != 0 {
-			all[4].rules = []string{fmt.Sprintf("%s -j MARK --set-xmark %#x/%#x", from, f.Mark, f.Mark)}
+		if entries == nil {
+			entries = []string{any}
+		}
+		for _, from := range entries {
+			all[2].rules = append(all[2].rules, from+" -o "+f.Bridge+" -j ACCEPT")
+			all[3].rules = append(all[3].rules, from+" -j ACCEPT")
+			if f.Mark != 0 {
+				all[4].rules = append(all[4].rules, fmt.Sprintf("%s -j MARK --set-xmark %#x/%#x", from, f.Mark, f.Mark))
+			}
 		}
 	}
 	return all
@@ -185,7 +191,7 @@ func (t *IPTables) apply(ctx context.Context, f backend.Firewall) (int, error) {
 		}
 		tool, err := t.tool(family)
 		if err != nil {
-			if f.Masquerade || f.Forward { // without either: what was never installed has made no rules to remove
+			if f.Masquerade.Of(family) || f.Forward { // without either: what was never installed has made no rules to remove
 				errs = append(errs, err)
 			}
 			continue

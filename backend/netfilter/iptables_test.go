@@ -175,7 +175,7 @@ func firewall(masquerade, forward bool) backend.Firewall {
 	return backend.Firewall{
 		Network:    subnet.PairOf(subnet.IPv4, netip.MustParsePrefix("10.5.0.0/16")),
 		Subnet:     subnet.PairOf(subnet.IPv4, netip.MustParsePrefix("10.5.1.0/24")),
-		Masquerade: masquerade, Forward: forward,
+		Masquerade: subnet.Pair[bool]{V4: masquerade, V6: masquerade}, Forward: forward,
 	}
 }
 

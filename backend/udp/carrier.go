@@ -66,10 +66,10 @@ func tunnel(want backend.State) (name string, local netip.AddrPort) {
 		if want.Links[name].Kind != backend.KindTUN || t.Key != (backend.Secret{}) { // the latter is WireGuard's
 			continue
 		}
-		if !t.Local.IsValid() {
-			t.Local = netip.IPv4Unspecified()
+		if !t.Local.V4.IsValid() {
+			t.Local.V4 = netip.IPv4Unspecified()
 		}
-		return name, netip.AddrPortFrom(t.Local, t.Port)
+		return name, netip.AddrPortFrom(t.Local.V4, t.Port)
 	}
 	return "", local
 }

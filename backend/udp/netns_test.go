@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // dev is the device of all tests, and port its peers'.
@@ -143,7 +144,7 @@ func newHosts(t testing.TB, count int) []*host {
 func (h *host) state(hosts int) backend.State {
 	s := backend.NewState()
 	s.Links[dev] = backend.Link{Kind: backend.KindTUN, MTU: 1472}
-	s.Tunnels = map[string]backend.Tunnel{dev: {Port: port, Local: netip.AddrFrom4([4]byte{192, 0, 2, byte(h.n)})}}
+	s.Tunnels = map[string]backend.Tunnel{dev: {Port: port, Local: subnet.PairOf(subnet.IPv4, netip.AddrFrom4([4]byte{192, 0, 2, byte(h.n)}))}}
 	s.Endpoints = map[backend.EndpointKey]netip.AddrPort{}
 	for n := 1; n <= hosts; n++ {
 		if n != h.n {

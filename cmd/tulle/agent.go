@@ -58,13 +58,15 @@ type agentCmd struct {
 	etcdFlags  `embed:""`
 	filesFlags `embed:""`
 
-	Iface         []string   `group:"underlay" help:"Device, by name or address. May be repeated: the first that exists is used." placeholder:"NAME|IP"`
-	IfaceRegex    []string   `group:"underlay" help:"Regular expression for the device's address or else its name. May be repeated." placeholder:"RE" sep:"none"`
-	IfaceCanReach netip.Addr `group:"underlay" help:"Take the device that leads to this address." placeholder:"IP"`
-	PublicIP      netip.Addr `group:"underlay" name:"public-ip" help:"IPv4 address that peers send to, if it isn't the device's own." placeholder:"IP"`
-	PublicIPv6    netip.Addr `group:"underlay" name:"public-ipv6" env:"TULLE_PUBLIC_IPV6" help:"The same for IPv6." placeholder:"IP"`
+	Iface          []string         `group:"underlay" help:"Device, by name or address. May be repeated: the first that exists is used." placeholder:"NAME|IP"`
+	IfaceRegex     []string         `group:"underlay" help:"Regular expression for the device's address or else its name. May be repeated." placeholder:"RE" sep:"none"`
+	IfaceCanReach  netip.Addr       `group:"underlay" help:"Take the device that leads to this address." placeholder:"IP"`
+	PublicIP       netip.Addr       `group:"underlay" name:"public-ip" help:"IPv4 address that peers send to, if it isn't the device's own." placeholder:"IP"`
+	UnderlayFamily backend.Families `group:"underlay" default:"auto" help:"By which addresses peers reach this host: auto, ipv4, ipv6 or both. auto takes the families of the network, and where the device lacks one the other." placeholder:"FAMILY"`
+	PublicIPv6     netip.Addr       `group:"underlay" name:"public-ipv6" env:"TULLE_PUBLIC_IPV6" help:"The same for IPv6." placeholder:"IP"`
 
-	IPMasq       bool          `name:"ip-masq" default:"true" negatable:"" help:"Masquerade what leaves the overlay."`
+	IPMasq       bool          `name:"ip-masq" default:"true" negatable:"" help:"Masquerade the IPv4 packets that leave the overlay."`
+	IPv6Masq     bool          `name:"ipv6-masq" negatable:"" env:"TULLE_IPV6_MASQ" help:"Masquerade the IPv6 packets that leave the overlay."`
 	PeerGrace    time.Duration `default:"10m" help:"How long peers are kept that an etcd which was wiped, or restored from an older backup, knows no more (default ${default}; 0: not at all)." placeholder:"TIME"`
 	ForwardRules bool          `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain."`
 	Bridge       string        `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
@@ -178,7 +180,7 @@ func (c *agentCmd) config() (agent.Config, error) {
 	}
 	return agent.Config{
 		Host: host, Endpoints: c.EtcdEndpoints, Probe: c.Probe, RunDir: c.RunDir, Socket: api.Socket(c.RunDir), SubnetFile: c.SubnetFile, StateFile: c.stateFile(), DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
-		Choice: choice, PerPeer: c.PeerMetrics, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Masquerade: c.IPMasq, Forward: c.ForwardRules, Attach: c.AttachAddrs},
+		Choice: choice, PerPeer: c.PeerMetrics, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Families: c.UnderlayFamily, Masquerade: subnet.Pair[bool]{V4: c.IPMasq, V6: c.IPv6Masq}, Forward: c.ForwardRules, Attach: c.AttachAddrs},
 	}, nil
 }
 

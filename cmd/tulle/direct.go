@@ -34,7 +34,7 @@ func (d direct) View(ctx context.Context, _ string) (api.View, error) {
 	}
 	defer client.Close()
 	v := api.View{API: api.Version, Version: version, Chosen: true, Leases: map[string]api.StoredLease{},
-		Options: backend.Options{Bridge: "docker0", Masquerade: true, Forward: true}}
+		Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true}}
 	if v.Config, _, err = client.Config(ctx); err != nil {
 		return v, err
 	}

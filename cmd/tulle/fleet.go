@@ -72,10 +72,10 @@ func (c *labFleetCmd) fleet(ctx context.Context, client *etcd.Client) (etcd.Flee
 	if err != nil {
 		return etcd.FleetOptions{}, fmt.Errorf("simulated hosts can only have vxlan, and the stored config can't be used for that: %w", err)
 	}
-	announce := func(public netip.Addr) (string, subnet.Pair[string]) {
-		return b.Announce(backend.Underlay{Public: subnet.PairOf(subnet.IPv4, public)}, backend.Facts{})
+	announce := func(public netip.Addr) subnet.Lease {
+		return b.Announce(backend.Host{Config: stored.Config, Underlay: backend.Underlay{Public: subnet.PairOf(subnet.IPv4, public)}})
 	}
-	if name, _ := announce(netip.IPv4Unspecified()); name != "vxlan" {
+	if name := announce(netip.IPv4Unspecified()).Backend; name != "vxlan" {
 		return etcd.FleetOptions{}, fmt.Errorf("the network's backend is %s, simulated hosts can only have vxlan", name)
 	}
 	return etcd.FleetOptions{Leases: c.Leases, Churn: c.Churn, Watchers: c.Watchers, For: c.For, Leave: c.Leave,
