@@ -46,10 +46,9 @@ func (i inet6) listens() bool {
 	return i.acceptRA == evenIfForwarding || i.acceptRA != 0 && i.forwarding == 0
 }
 
-// stopAutoconf keeps a link from getting IPv6 addresses by itself. Without a link-local one the kernel sends no router
-// solicitations and no MLD reports into the overlay; and nobody in there is a router whose advertisements count. A kernel without
-// IPv6 has nothing to switch off, nor has it for a device below 1280 bytes: it throws such a device's settings away
-// (IPV6_MIN_MTU, addrconf_notify in net/ipv6/addrconf.c).
+// stopAutoconf keeps a link from getting IPv6 addresses by itself. Without a link-local one it solicits no routers in the overlay, and
+// nobody in there is one whose advertisements count. A kernel without IPv6 has nothing to switch off, nor has it for a device
+// below 1280 bytes: it throws such a device's settings away (IPV6_MIN_MTU, addrconf_notify in net/ipv6/addrconf.c).
 func (k *Kernel) stopAutoconf(link netlink.Link, name string) error {
 	_ = k.links.LinkSetIP6AddrGenMode(link, genModeNone)
 	if !k.sysctls {
