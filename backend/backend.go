@@ -184,6 +184,11 @@ func (h Host) common(mtu int) State {
 		*s.Firewall.Subnet.At(f) = p
 		*s.Firewall.Network.At(f) = h.Config.Range.Of(f).Network
 	}
+	if h.subnets().V6.IsValid() {
+		for _, device := range h.Underlay.AcceptRA {
+			s.Sysctls["net/ipv6/conf/"+device+"/accept_ra"] = "2" // also while forwarding
+		}
+	}
 	if h.Bridge != "" {
 		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: deriveMAC("bridge", h.Self.Key()), MTU: mtu}
 	}

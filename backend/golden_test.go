@@ -138,6 +138,8 @@ func parseHost(t *testing.T, cfg subnet.Config, text string) Host {
 			}
 		case "onlink":
 			h.Underlay.OnLink = append(h.Underlay.OnLink, netip.MustParsePrefix(value))
+		case "accept-ra":
+			h.Underlay.AcceptRA = append(h.Underlay.AcceptRA, value)
 		case "subnet":
 			p := netip.MustParsePrefix(value)
 			*h.Self.Subnet.At(subnet.FamilyOf(p.Addr())) = p

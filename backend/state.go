@@ -21,7 +21,7 @@ type State struct {
 	Floods     map[Flood]struct{}
 	Neighbours map[NeighbourKey]MAC
 	Routes     map[netip.Prefix]Route // main table
-	Sysctls    map[string]string      // by their name, as in net.ipv4.ip_forward
+	Sysctls    map[string]string      // by their name, as in net.ipv4.ip_forward, or net/ipv6/conf/eth0.7/accept_ra, since a device's name may have dots
 	Firewall   Firewall
 	MTU        int    // of the overlay, bytes: what containers should have
 	Underlay   string // device that the overlay's packets leave by
@@ -65,6 +65,7 @@ type Link struct {
 	Master   string // bridge that it is a port of; "" for none
 	Suppress bool   // as a port: ARP requests that the bridge can answer don't leave by it (BR_NEIGH_SUPPRESS, Linux ≥ 4.15)
 	Down     bool   // never wanted; observed of a link that somebody set down
+	Autoconf bool   // never wanted; observed of a link that may get IPv6 addresses by itself (RFC 4862)
 }
 
 // Parent is the underlay device that l is bound to; "" for none.
