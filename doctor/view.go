@@ -96,6 +96,3 @@ func byOperator(p *backend.Plan) bool { return carriage(p) == "extension" || car
 
 // bridged tells that all hosts' bridges are one segment.
 func bridged(p *backend.Plan) bool { return carriage(p) == "l2" }
-
-// overheads is what is added to a packet on an IPv4 underlay, bytes.
-var overheads = map[string]int{"vxlan": 50, "l2": 50, "udp": 28, "ipip": 20, "wireguard": 80}
