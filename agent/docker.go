@@ -32,7 +32,7 @@ func (a *Agent) checkDocker(plan *backend.Plan) error {
 // checkBridge warns of a bridge with another address than the lease's: a dockerd that was started without our options made
 // it, or one that keeps its old --bip because of --live-restore.
 func (a *Agent) checkBridge(h backend.Host) error {
-	a.state.bridged = false
+	a.state.bridged = subnet.Pair[bool]{}
 	if h.Bridge == "" {
 		return nil
 	}
@@ -40,7 +40,9 @@ func (a *Agent) checkBridge(h backend.Host) error {
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", h.Bridge, err)
 	}
-	a.state.bridged = slices.Contains(addrs, h.BridgeAddrs().V4)
+	for f, want := range h.BridgeAddrs().All() {
+		*a.state.bridged.At(f) = slices.Contains(addrs, want)
+	}
 	for f, want := range h.BridgeAddrs().All() {
 		old := slices.IndexFunc(addrs, func(p netip.Prefix) bool { return p != want && subnet.FamilyOf(p.Addr()) == f })
 		switch {

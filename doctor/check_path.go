@@ -13,7 +13,12 @@ import (
 )
 
 // overhead is what the tunnel adds to a packet, bytes; 0 without one.
-func (f Facts) overhead() int { return overheads[carriage(f.Plan)] }
+func (f Facts) overhead() (most int) {
+	for family := range f.Plan.Host().Public().All() {
+		most = max(most, overheads[carriage(f.Plan)].Of(family))
+	}
+	return most
+}
 
 // mtuContainers looks at the bridge and the host's ends of the containers' cables. An empty bridge of Docker's shows 1500
 // whatever it was told.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/tulle-net/tulle/agent/docker"
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // ours is the protocol number of the agent's routes.
@@ -159,10 +160,8 @@ const (
 	bridgeCall = "net.bridge.bridge-nf-call-iptables"
 )
 
-// conf names a device's sysctl as sysctl(8) does: with a slash for a dot in the device's name.
-func conf(device, key string) string {
-	return "net.ipv4.conf." + strings.ReplaceAll(device, ".", "/") + "." + key
-}
+// conf names a device's sysctl of IPv4.
+func conf(device, key string) string { return confOf(subnet.IPv4, device, key) }
 
 // lookAtSysctls reads those that checks ask for. One that isn't there is none.
 func (f *Facts) lookAtSysctls() error {
@@ -176,13 +175,22 @@ func (f *Facts) lookAtSysctls() error {
 		}
 	}
 	f.Sysctls = map[string]string{}
-	slashes := strings.NewReplacer(".", "/", "/", ".")
 	for _, name := range names {
-		if text, err := os.ReadFile(filepath.Join("/proc/sys", slashes.Replace(name))); err == nil {
-			f.Sysctls[name] = strings.TrimSpace(string(text))
+		if value, err := readSysctl(name); err == nil {
+			f.Sysctls[name] = value
 		}
 	}
 	return nil
+}
+
+// readSysctl reads a sysctl by a name as sysctl(8) takes it: its parts are separated by what comes first in it, '.' or '/', and the
+// other of the two stands for the first within a part.
+func readSysctl(name string) (string, error) {
+	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
+		name = strings.NewReplacer(".", "/", "/", ".").Replace(name)
+	}
+	text, err := os.ReadFile(filepath.Join("/proc/sys", name))
+	return strings.TrimSpace(string(text)), err
 }
 
 // lookAtKernel finds out what the kernel can do: in a network namespace that goes away with the thread, unless this one shows

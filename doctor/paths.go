@@ -135,7 +135,7 @@ func (f *Facts) choosePaths() []Path {
 		if !f.Plan.IsPeer(key, e) {
 			continue
 		}
-		p := Path{Key: key, Public: e.Lease.PublicIP.V4, Subnet: e.Lease.Subnet.V4, Direct: f.Plan.Outer(e.Lease) == (backend.Outer{}), Heard: said[key].Overlay, Shaken: said[key].Handshake}
+		p := Path{Key: key, Public: e.Lease.PublicIP.V4, Subnet: e.Lease.Subnet.V4, Direct: f.Plan.Legs(e.Lease).V4.Outer == (backend.Outer{}), Heard: said[key].Overlay, Shaken: said[key].Handshake}
 		if f.inside().IsValid() {
 			p.Inside = f.Plan.Inside(e.Lease).V4
 		}
