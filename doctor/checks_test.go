@@ -101,6 +101,7 @@ func (h *host) facts(t *testing.T) Facts {
 func well() *host {
 	expires, renewed := now.Add(20*time.Hour), now.Add(-4*time.Hour)
 	p := netip.MustParsePrefix
+	v4 := func(text string) subnet.Pair[netip.Prefix] { return subnet.PairOf(subnet.IPv4, p(text)) }
 	a := netip.MustParseAddr
 	h := &host{rules: cleanRules, view: api.View{
 		Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, Leases: map[string]api.StoredLease{},
@@ -115,7 +116,7 @@ func well() *host {
 	h.Facts = &Facts{Unseen: map[Part]string{}, Host: "host1", Now: now, EnvPath: "/run/tulle/subnet.env", FlannelPath: flannelEnv,
 		Status: api.Status{Ready: true, Lease: &api.Lease{Key: "10.5.1.0-24", Expires: &expires, Renewed: &renewed}, Docker: api.DockerState{Bridge: "docker0"}},
 		Etcd:   api.Etcd{Endpoints: []api.EtcdEndpoint{{URL: "http://192.0.2.1:2379", Clock: 1}}, Revision: 200, Lease: &stored, TTL: 72000},
-		Env:    docker.Env{Network: p("10.5.0.0/16"), Subnet: p("10.5.1.1/24"), Bridge: p("10.5.1.1/24"), MTU: 1450, Masquerade: true},
+		Env:    docker.Env{Network: v4("10.5.0.0/16"), Subnet: v4("10.5.1.1/24"), Bridge: v4("10.5.1.1/24"), MTU: 1450, Masquerade: true},
 		Devices: []Device{{Name: "lo", Up: true, MTU: 65536, Addrs: []netip.Prefix{p("127.0.0.1/8")}}, {Name: "eth0", Up: true, MTU: 1500, Addrs: []netip.Prefix{p("192.0.2.11/24")}},
 			{Name: "docker0", Kind: "bridge", Up: true, MTU: 1450, Addrs: []netip.Prefix{p("10.5.1.1/24")}}, {Name: "tulle.1", Kind: "vxlan", Up: true, Addrs: []netip.Prefix{p("10.5.1.0/32")}},
 			{Name: "veth1", Kind: "veth", Up: true, MTU: 1450, Master: "docker0"}},

@@ -200,7 +200,7 @@ func (f *Facts) lookAtEtcd(ctx context.Context, source Source) error {
 
 func (f *Facts) lookAtEnv(context.Context) (err error) {
 	if e, err := docker.ReadEnv(f.FlannelPath); err == nil && f.EnvPath != f.FlannelPath {
-		f.FlannelEnv = e.Subnet
+		f.FlannelEnv = e.Subnet.V4
 	}
 	f.Env, err = docker.ReadEnv(f.EnvPath)
 	return err

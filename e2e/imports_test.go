@@ -26,7 +26,7 @@ func TestImports(t *testing.T) {
 		"agent":             {"agent/api", "agent/docker", "agent/page", "agent/probe", "backend", "subnet"},
 		"agent/api":         {"backend", "subnet"},
 		"agent/attach":      {"backend"},
-		"agent/docker":      {},
+		"agent/docker":      {"subnet"},
 		"agent/page":        {"agent/api"},
 		"agent/probe":       {},
 		"doctor":            {"agent/api", "agent/docker", "agent/probe", "backend", "backend/kernel", "subnet"},

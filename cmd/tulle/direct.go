@@ -76,7 +76,11 @@ func (d direct) key() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("this host holds no lease: %w", err)
 	}
-	return subnet.FormatKey(subnet.PairOf(subnet.IPv4, env.Subnet.Masked())), nil
+	var held subnet.Pair[netip.Prefix]
+	for f, p := range env.Subnet.All() {
+		*held.At(f) = p.Masked()
+	}
+	return subnet.FormatKey(held), nil
 }
 
 // underlayOf finds the device that peers send to: the one with the public address, or where a NAT in front has that, the usual one.
