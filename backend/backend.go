@@ -190,11 +190,23 @@ func (h Host) common(mtu int) State {
 		}
 	}
 	if h.Bridge != "" {
-		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: deriveMAC("bridge", h.Self.Key()), MTU: mtu}
+		mac := h.bridgeMAC()
+		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: mac, MTU: mtu}
+		if h.subnets().V6.IsValid() {
+			s.Addrs[Addr{h.Bridge, netip.PrefixFrom(mac.linkLocal(), 64)}] = struct{}{}
+		}
 	}
 	s.Firewall.Masquerade, s.Firewall.Forward, s.Firewall.Bridge = h.Masquerade, h.Forward, h.Bridge
 	s.Firewall.Mark = h.Mark
 	return s
+}
+
+// bridgeMAC does not change when a family is added to the network: containers know it as their gateway's.
+func (h Host) bridgeMAC() MAC {
+	for f, p := range h.subnets().All() {
+		return deriveMAC("bridge", subnet.FormatKey(subnet.PairOf(f, p)))
+	}
+	return deriveMAC("bridge")
 }
 
 func forwarding(f subnet.Family) string {

@@ -43,6 +43,12 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 // octet).
 func (m MAC) Unicast() bool { return m != MAC{} && m[0]&1 == 0 }
 
+// linkLocal is the IPv6 address that a device with the MAC m gives itself (RFC 4291, appendix A). A device that hasn't one asks for no
+// neighbour on behalf of what it forwards (ndisc_send_ns, net/ipv6/ndisc.c).
+func (m MAC) linkLocal() netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+}
+
 // Kind is a link's type, as `ip link` spells it.
 type Kind string
 

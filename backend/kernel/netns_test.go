@@ -206,6 +206,7 @@ type object struct {
 	Addrs []struct {
 		Local     string
 		Prefixlen int
+		Nodad     bool // which the kernel's own link-local ones are not
 	} `json:"addr_info"`
 }
 
@@ -248,7 +249,7 @@ func (s *sandbox) objects() []string {
 	}
 	for _, o := range s.list("ip -j addr show") {
 		for _, a := range o.Addrs {
-			if !strings.HasPrefix(a.Local, "fe80:") {
+			if a.Nodad || !strings.HasPrefix(a.Local, "fe80:") {
 				add("address %s/%d dev %s", a.Local, a.Prefixlen, o.Ifname)
 			}
 		}
