@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Whatever somebody does to our chains rings the doorbell, with either iptables.
@@ -24,9 +22,7 @@ func TestDoorbell(t *testing.T) {
 				if err != nil {
 					s.Fatal(err)
 				}
-				// The bell's goroutines run on other threads, in other namespaces: this thread's tables are those to watch.
-				b.names = fmt.Sprintf("/proc/self/task/%d/net/ip_tables_names", unix.Gettid())
-				b.last = b.legacyTables()
+				s.watch(b)
 				ctx, cancel := context.WithCancel(s.Context())
 				done := make(chan error, 1)
 				go func() { done <- b.listen(ctx) }()
@@ -55,12 +51,11 @@ func TestDoorbellIsQuiet(t *testing.T) {
 		if err != nil {
 			s.Fatal(err)
 		}
-		defer b.nft.Close()
-		defer unix.Close(b.legacy)
-		b.names = fmt.Sprintf("/proc/self/task/%d/net/ip_tables_names", unix.Gettid())
-		before := b.legacyTables()
+		defer b.close()
+		s.watch(b)
+		before := b.legacy.tables()
 		s.apply(besideDocker()) // looks, and changes nothing
-		after := b.legacyTables()
+		after := b.legacy.tables()
 		if fmt.Sprint(before) != fmt.Sprint(after) {
 			s.Errorf("a look changed the tables: %v, then %v", before, after)
 		}

@@ -1,10 +1,7 @@
 package netfilter
 
 import (
-	"fmt"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
@@ -21,11 +18,7 @@ func TestUnchangedRunsNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachVariant(t, func(s sandbox) {
-				filter, err := Open()
-				if err != nil {
-					s.Fatal(err)
-				}
-				filter.bell.names = fmt.Sprintf("/proc/self/task/%d/net/ip_tables_names", unix.Gettid())
+				filter := s.fresh(IPTables)
 				policy := besideDocker()
 				apply := func(f backend.Firewall) (int, error) { return filter.Apply(s.Context(), f) }
 				for range 2 { // the second finds that the first has done it
