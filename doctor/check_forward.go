@@ -212,7 +212,7 @@ func rawDrop(f Facts) []Finding {
 // addresses are those within p that the rules of a table are about.
 func (f Filter) addresses(table string, p netip.Prefix) (all []netip.Addr) {
 	for _, set := range f.sets {
-		for _, c := range set[table] {
+		for _, c := range set.tables[table] {
 			for _, r := range c.rules {
 				words := strings.Fields(r.text)
 				i := slices.Index(words, "-d")

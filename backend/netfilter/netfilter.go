@@ -185,12 +185,19 @@ func (t *Filter) Cleanup(ctx context.Context) ([]string, error) {
 	return removed, errors.Join(append(errs, err)...)
 }
 
-// InForce reports whether our table in nftables is there, and as f asks for.
-func InForce(f backend.Firewall) (bool, error) {
+// Held is what our table in nftables has of f, by family, as iptables-save would print it: of chains that are as f asks for, and at
+// the hooks themselves. It is empty if our rules are made by iptables.
+func Held(f backend.Firewall) (saves subnet.Pair[string], err error) {
 	have, err := nft{&nftables.Conn{}}.ours()
-	if have == nil || err != nil {
-		return false, err
+	if noNFT(err) || have == nil {
+		return saves, nil
 	}
-	_, want := chosen{name: string(NFTables)}.divide(f, subnet.Pair[bool]{})
-	return have.differing(tableOf(want)) == 0, nil
+	_, chains := chosen{name: string(NFTables)}.divide(f, subnet.Pair[bool]{})
+	want := tableOf(chains)
+	for _, c := range chains {
+		if name, _, ok := c.base(); ok && len(c.rules) > 0 && have[name].text() == want[name].text() {
+			*saves.At(c.family) += fmt.Sprintf("*%s\n:%s ACCEPT [0:0]\n-A %[2]s %s\nCOMMIT\n", c.table, c.parent, strings.Join(c.lines(true), "\n-A "+c.parent+" "))
+		}
+	}
+	return saves, err
 }
