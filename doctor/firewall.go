@@ -499,9 +499,17 @@ func ReadFilter(ctx context.Context) (f Filter, err error) {
 	return f, nil
 }
 
+// iptablesOf is the program that knows a family's rules.
+func iptablesOf(f subnet.Family) string {
+	if f == subnet.IPv4 {
+		return "iptables"
+	}
+	return "ip6tables"
+}
+
 // readRules reads what iptables has of one family; nothing if it is not installed.
 func readRules(ctx context.Context, family subnet.Family) (sets []ruleset, err error) {
-	name := map[subnet.Family]string{subnet.IPv4: "iptables", subnet.IPv6: "ip6tables"}[family]
+	name := iptablesOf(family)
 	path, err := exec.LookPath(name + "-save")
 	if err != nil {
 		return nil, nil
