@@ -3,6 +3,7 @@ package netfilter
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -255,7 +256,8 @@ func (n nft) replace(want table) error {
 		n.AddTable(table)
 	}
 	policy := nftables.ChainPolicyAccept
-	for name, b := range want {
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		b := want[name]
 		c := n.AddChain(&nftables.Chain{Name: name, Table: table, Type: b.kind, Hooknum: &b.hook, Priority: &b.priority, Policy: &policy})
 		for _, exprs := range b.rules {
 			n.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: exprs})
@@ -266,7 +268,7 @@ func (n nft) replace(want table) error {
 
 // noNFT reports whether err is of a kernel that knows nothing of nf_tables, or not enough.
 func noNFT(err error) bool {
-	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
 }
 
 func explain(err error) error {
