@@ -63,20 +63,32 @@ func (s sandbox) chooses(c Choice, f backend.Firewall, name, why string) {
 	}
 }
 
-// Beside a Docker that uses iptables, nftables has all but what lifts Docker's rules, and a host without such a Docker no rule in
-// iptables: nor is a program run there.
-func TestNFTablesBesideDocker(t *testing.T) {
+// Where iptables drops what is forwarded, nftables has all but what lifts that, and elsewhere there is no rule in iptables: nor is a
+// program run.
+func TestNFTablesBesideIPTables(t *testing.T) {
 	eachVariant(t, func(s sandbox) {
 		s.startDocker(28)
 		s.applyBy(NFTables, dual(besideDocker()))
-		if save := s.save(); strings.Count(save, ":TULLE-DOCKER") != 2 || strings.Count(save, ":TULLE-PREROUTING") != 2 || strings.Count(save, ":TULLE-") != 4 {
+		if save := s.save(); strings.Count(save, ":TULLE-DOCKER") != 2 || strings.Count(save, ":TULLE-FORWARD") != 2 || strings.Count(save, ":TULLE-PREROUTING") != 2 || strings.Count(save, ":TULLE-") != 6 {
 			s.Errorf("iptables has\n%s", save)
 		}
 		if table := s.table(); strings.Contains(table, "prerouting-raw") || !strings.Contains(table, "postrouting") {
 			s.Errorf("nftables has\n%s", table)
 		}
 	})
-	t.Run("no Docker", func(t *testing.T) {
+	eachVariant(t, func(s sandbox) {
+		s.run("ip6tables -w -P FORWARD DROP")
+		s.applyBy(NFTables, dual(besideDocker()))
+		if save := s.save(); !strings.Contains(save, "-A TULLE-FORWARD -d fd00:5::/48 -j ACCEPT") || strings.Contains(save, "10.5.0.0/16") {
+			s.Errorf("iptables has\n%s", save)
+		}
+		s.run("ip6tables -w -P FORWARD ACCEPT")
+		s.applyBy(NFTables, dual(besideDocker()))
+		if save := s.save(); strings.Contains(save, "TULLE") {
+			s.Errorf("iptables has\n%s", save)
+		}
+	})
+	t.Run("nothing dropped", func(t *testing.T) {
 		s := newSandbox(t)
 		s.use("nft")
 		s.run("iptables -w -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT")
@@ -107,7 +119,7 @@ func TestSwitch(t *testing.T) {
 					}
 				}
 			}
-			if strings.Contains(want[IPTables], "inet tulle") || strings.Contains(want[NFTables], "TULLE-FORWARD") {
+			if strings.Contains(want[IPTables], "inet tulle") || strings.Contains(want[NFTables], "TULLE-POSTROUTING") {
 				s.Errorf("something is left:\n%s\n%s", want[IPTables], want[NFTables])
 			}
 		})

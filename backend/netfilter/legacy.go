@@ -80,8 +80,8 @@ func (t legacyTable) compare(o legacyTable) int {
 	return cmp.Or(cmp.Compare(t.family, o.family), strings.Compare(t.name, o.name))
 }
 
-// extent is how much a table holds.
-type extent struct{ entries, bytes uint32 }
+// extent is how much a table holds, and where the policy of FORWARD is among it: bytes from the beginning.
+type extent struct{ entries, bytes, forward uint32 }
 
 // tables are those in use, of which there are none where iptables is the nftables one.
 func (l *legacy) tables() map[legacyTable]extent {
@@ -103,7 +103,7 @@ func (l *legacy) extent(t legacyTable) (extent, error) {
 	var info [84]byte
 	copy(info[:31], t.name)
 	err := l.ask(t.family, getInfo, info[:])
-	return extent{binary.NativeEndian.Uint32(info[76:]), binary.NativeEndian.Uint32(info[80:])}, err
+	return extent{binary.NativeEndian.Uint32(info[76:]), binary.NativeEndian.Uint32(info[80:]), binary.NativeEndian.Uint32(info[64:])}, err
 }
 
 // rules returns a table's entries, without their counters. What is asked for is a struct ipt_get_entries: the name and the size
@@ -166,4 +166,21 @@ func (l *legacy) has(f subnet.Family, name string) (found bool, err error) {
 		found = found || t.family == f && bytes.Contains(rules, []byte("\x00"+name))
 	})
 	return found, err
+}
+
+// policyDrops reports whether a family's FORWARD has a policy of DROP: it is the verdict of the last rule (struct xt_standard_target).
+func (l *legacy) policyDrops(f subnet.Family) (bool, error) {
+	t := legacyTable{f, "filter"}
+	e, ok := l.tables()[t]
+	if !ok {
+		return false, nil
+	}
+	rules, err := l.rules(t, e)
+	if err != nil {
+		return false, err
+	}
+	const header, dropped = 32, -1 // of a struct xt_entry_target; -NF_DROP - 1
+	policy := rules[e.forward:]
+	target := binary.NativeEndian.Uint16(policy[layoutOf(f).next-2:])
+	return int32(binary.NativeEndian.Uint32(policy[target+header:])) == dropped, nil
 }

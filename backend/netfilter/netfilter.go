@@ -65,12 +65,12 @@ func (t *Filter) Apply(ctx context.Context, f backend.Firewall) (int, error) {
 }
 
 func (t *Filter) apply(ctx context.Context, f backend.Firewall) (int, error) {
-	docker, err := t.docker()
+	docker, drops, err := t.others()
 	if err != nil {
 		return 0, err
 	}
-	t.chosen = t.choice.choose(f, docker.V4 || docker.V6)
-	inTables, inNFT := t.chosen.divide(f, docker)
+	t.chosen = t.choice.choose(f, docker)
+	inTables, inNFT := t.chosen.divide(f, drops)
 	steps := []func() (int, error){
 		func() (int, error) { return t.setIPTables(ctx, inTables) },
 		func() (int, error) { return nft{&nftables.Conn{}}.set(tableOf(inNFT)) },
@@ -89,13 +89,13 @@ func (t *Filter) apply(ctx context.Context, f backend.Firewall) (int, error) {
 }
 
 // divide says which chains of f's are iptables' business and which are nftables'. All are in both lists, one that isn't is empty there.
-// Docker's iptables rules are lifted where they are, by whatever the others are made.
-func (c chosen) divide(f backend.Firewall, docker subnet.Pair[bool]) (inTables, inNFT []chain) {
+// Where iptables' rules drop, they are lifted in iptables, by whatever the others are made.
+func (c chosen) divide(f backend.Firewall, drops subnet.Pair[bool]) (inTables, inNFT []chain) {
 	for _, family := range families() {
 		for _, chain := range policy(f, family) {
 			none := chain
 			none.rules = nil
-			if c.nftables() && !(chain.forDocker() && docker.Of(family)) {
+			if c.nftables() && !(chain.lifts() && drops.Of(family)) {
 				inTables, inNFT = append(inTables, none), append(inNFT, chain)
 			} else {
 				inTables, inNFT = append(inTables, chain), append(inNFT, none)
@@ -127,7 +127,7 @@ func (t *Filter) setFamily(ctx context.Context, family subnet.Family, chains []c
 	if t.tools[family] == nil {
 		tool, err := newTool(family)
 		if err != nil && t.chosen.nftables() {
-			err = fmt.Errorf("Docker's rules, or ours of before, are in iptables, which nftables can't change: %w", err)
+			err = fmt.Errorf("iptables has rules that drop what is forwarded, or ours of before, and nftables can't change these: %w", err)
 		}
 		if err != nil {
 			return nil, err
@@ -137,14 +137,20 @@ func (t *Filter) setFamily(ctx context.Context, family subnet.Family, chains []c
 	return t.tools[family].set(ctx, chains)
 }
 
-// docker tells for which families a Docker has rules in iptables.
-func (t *Filter) docker() (docker subnet.Pair[bool], err error) {
+// others tells whether a Docker has rules in iptables, and for which families there are such, or a policy, that drop forwarded packets.
+func (t *Filter) others() (docker bool, drops subnet.Pair[bool], err error) {
 	for _, family := range families() {
-		if *docker.At(family), err = t.hasChain(family, "DOCKER\x00"); err != nil {
-			return docker, err
+		here, err := t.hasChain(family, "DOCKER\x00")
+		if err != nil {
+			return false, drops, err
 		}
+		policy, err := t.policyDrops(family)
+		if err != nil {
+			return false, drops, err
+		}
+		docker, *drops.At(family) = docker || here, here || policy
 	}
-	return docker, nil
+	return docker, drops, nil
 }
 
 // hasChain reports whether a family's iptables tables, of either kind, have a chain whose name begins so; an end of the name is a NUL.
@@ -156,14 +162,20 @@ func (t *Filter) hasChain(f subnet.Family, name string) (bool, error) {
 	if found, err := t.bell.legacy.has(f, name); found || err != nil {
 		return found, err
 	}
-	tables := map[subnet.Family]nftables.TableFamily{subnet.IPv4: nftables.TableFamilyIPv4, subnet.IPv6: nftables.TableFamilyIPv6}
-	chains, err := (&nftables.Conn{}).ListChainsOfTableFamily(tables[f])
-	if noNFT(err) {
-		return false, nil
+	chains, err := (nft{&nftables.Conn{}}).iptables(f)
+	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return strings.HasPrefix(c.Name+"\x00", name) }), err
+}
+
+// policyDrops reports whether iptables' FORWARD, of either kind, has a policy of DROP.
+func (t *Filter) policyDrops(f subnet.Family) (bool, error) {
+	if t.bell.legacy != nil {
+		if drops, err := t.bell.legacy.policyDrops(f); drops || err != nil {
+			return drops, err
+		}
 	}
+	chains, err := (nft{&nftables.Conn{}}).iptables(f)
 	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
-		ofIPTables := slices.Contains([]string{"filter", "nat", "raw", "mangle"}, c.Table.Name)
-		return ofIPTables && strings.HasPrefix(c.Name+"\x00", name)
+		return c.Table.Name == "filter" && c.Name == "FORWARD" && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 	}), err
 }
 

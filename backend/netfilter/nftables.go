@@ -193,6 +193,17 @@ func (t table) differing(want table) (n int) {
 // nft is nftables, spoken to by netlink: no program is needed.
 type nft struct{ *nftables.Conn }
 
+// iptables lists the chains of the iptables that speaks nftables.
+func (n nft) iptables(f subnet.Family) ([]*nftables.Chain, error) {
+	chains, err := n.ListChainsOfTableFamily(nftables.TableFamily(headerOf(f).proto))
+	if noNFT(err) {
+		return nil, nil
+	}
+	return slices.DeleteFunc(chains, func(c *nftables.Chain) bool {
+		return !slices.Contains([]string{"filter", "nat", "raw", "mangle"}, c.Table.Name)
+	}), err
+}
+
 // ours finds our table; nil if there is none. One that is switched off as a whole is one without chains.
 func (n nft) ours() (table, error) {
 	tables, err := n.ListTablesOfFamily(nftables.TableFamilyINet)

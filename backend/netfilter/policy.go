@@ -60,8 +60,8 @@ const (
 // starts, so it is made if need be.
 const dockerUser = "DOCKER-USER"
 
-// forDocker reports whether c lifts what Docker's iptables rules drop, which can only be done among them.
-func (c chain) forDocker() bool { return c.parent == dockerUser || c.table == "raw" }
+// lifts reports whether c accepts what others' iptables rules drop, Docker's above all, which can only be done among them.
+func (c chain) lifts() bool { return c.table == "filter" || c.table == "raw" }
 
 // policy is what f asks for, for one family. The chains are always the same, so that one that is no longer wanted is found.
 func policy(f backend.Firewall, family subnet.Family) []chain {
