@@ -197,7 +197,7 @@ func (h Host) common(mtu int) State {
 		}
 	}
 	s.Firewall.Masquerade, s.Firewall.Forward, s.Firewall.Bridge = h.Masquerade, h.Forward, h.Bridge
-	s.Firewall.Mark = h.Mark
+	s.Firewall.Mark, s.Firewall.NFTables = h.Mark, h.Config.NFTables
 	return s
 }
 
