@@ -96,6 +96,9 @@ func (a *Agent) sayWireGuard(f backend.Facts) {
 
 func (a *Agent) sayLease(own subnet.Own) {
 	before, l := a.state.own.Lease, own.Lease
+	if own.Yielded != "" {
+		a.say("yielded", slog.LevelWarn, own.Yielded)
+	}
 	switch {
 	case a.state.own.Held() && before.Subnet != l.Subnet:
 		a.log.Error("this host has another subnet now: restart Docker, or its containers stay cut off", "subnet", l.Subnet.V4, "before", before.Subnet.V4)
