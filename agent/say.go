@@ -121,6 +121,9 @@ func (a *Agent) sayWireGuard(f backend.Facts) {
 
 func (a *Agent) sayLease(own subnet.Own) {
 	before, l := a.state.own.Lease, own.Lease
+	if own.Yielded != "" {
+		a.say("yielded", slog.LevelWarn, own.Yielded)
+	}
 	switch {
 	case a.state.own.Held() && before.Subnet != l.Subnet:
 		a.sayRenumbered(before.Subnet, l.Subnet)
