@@ -26,41 +26,48 @@ func inMode(config, mode string) string {
 // Each family inside gets through, whatever the underlay's, by as many devices as the mode asks for; after Apply another changes nothing,
 // and after a restart of the process nothing but the peers.
 func TestFamilies(t *testing.T) {
-	for name, test := range map[string]struct{ config, underlay, devices string }{
-		"both on both":            {both, "both", "tulle-wg-v6:51821 tulle-wg:51820"},
-		"both on IPv6":            {both, "ipv6", "tulle-wg-v6:51821"},
-		"IPv6 on IPv4":            {alone, "ipv4", "tulle-wg:51820"},
-		"IPv4 on IPv6":            {plain, "ipv6", "tulle-wg-v6:51821"},
-		"both on both, Mode auto": {inMode(both, "auto"), "both", "tulle-wg:51820"},
-		"both on both, Mode ipv6": {inMode(both, "ipv6"), "both", "tulle-wg:51820"},
-		"IPv4 on IPv6, Mode auto": {inMode(plain, "auto"), "ipv6", "tulle-wg:51820"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			n := newNetworkOf(t, 2, test.config, test.underlay)
-			h, other := n.hosts[0], n.hosts[1]
-			n.reach(h, other)
-			n.reach(other, h)
-			if devices := h.devices(); devices != test.devices {
-				t.Errorf("devices %s, want %s", devices, test.devices)
-			}
-			if c := h.apply().Count(); len(c) > 0 {
-				t.Errorf("another Apply changed %v", c)
-			}
-			last, err := h.carrier.Handshakes()
-			if err != nil || len(last) != len(h.plan.State().Peers) {
-				t.Errorf("%d peers, of %d is known when they last shook hands: %v", len(h.plan.State().Peers), len(last), err)
-			}
-			h.stop()
-			h.start()
-			if c := h.apply(); c.Links.Len()+c.Addrs.Len()+c.Routes.Len() > 0 || c.Peers.Len() != len(h.plan.State().Peers) {
-				t.Errorf("after a restart changed: %v", c.Count())
-			}
-			if c := h.apply().Count(); len(c) > 0 {
-				t.Errorf("and then: %v", c)
-			}
-			n.reach(other, h)
-		})
+	everywhere(t, func(t *testing.T, where ...Option) {
+		for name, test := range map[string]struct{ config, underlay, devices string }{
+			"both on both":            {both, "both", "tulle-wg-v6:51821 tulle-wg:51820"},
+			"both on IPv6":            {both, "ipv6", "tulle-wg-v6:51821"},
+			"IPv6 on IPv4":            {alone, "ipv4", "tulle-wg:51820"},
+			"IPv4 on IPv6":            {plain, "ipv6", "tulle-wg-v6:51821"},
+			"both on both, Mode auto": {inMode(both, "auto"), "both", "tulle-wg:51820"},
+			"both on both, Mode ipv6": {inMode(both, "ipv6"), "both", "tulle-wg:51820"},
+			"IPv4 on IPv6, Mode auto": {inMode(plain, "auto"), "ipv6", "tulle-wg:51820"},
+		} {
+			t.Run(name, func(t *testing.T) { newNetworkOf(t, 2, test.config, test.underlay, where...).lives(test.devices) })
+		}
+	})
+}
+
+// lives checks that two hosts reach each other by these devices, and that all is as it was when the first begins a new life.
+func (n *network) lives(devices string) {
+	h, other := n.hosts[0], n.hosts[1]
+	n.reach(h, other)
+	n.reach(other, h)
+	if got := h.devices(); got != devices {
+		n.Errorf("devices %s, want %s", got, devices)
 	}
+	if c := h.apply().Count(); len(c) > 0 {
+		n.Errorf("another Apply changed %v", c)
+	}
+	peers := len(h.plan.State().Peers)
+	if last, err := h.carrier.Handshakes(); err != nil || len(last) != peers {
+		n.Errorf("%d peers, of %d is known when they last shook hands: %v", peers, len(last), err)
+	}
+	h.stop()
+	h.start()
+	if !h.plan.Host().Facts.Userspace {
+		peers = 0 // the kernel has kept them
+	}
+	if c := h.apply(); c.Links.Len()+c.Addrs.Len()+c.Routes.Len() > 0 || c.Peers.Len() != peers {
+		n.Errorf("after a restart changed: %v", c.Count())
+	}
+	if c := h.apply().Count(); len(c) > 0 {
+		n.Errorf("and then: %v", c)
+	}
+	n.reach(other, h)
 }
 
 // devices are those that are open, with their ports.
@@ -104,8 +111,10 @@ func (n *network) lossless(flows []*lab.Flow) {
 }
 
 // A key is rotated under running pings by both devices, and no packet is lost.
-func TestRotateBoth(t *testing.T) {
-	n := newNetworkOf(t, 2, both, "both")
+func TestRotateBoth(t *testing.T) { everywhere(t, rotateBoth) }
+
+func rotateBoth(t *testing.T, where ...Option) {
+	n := newNetworkOf(t, 2, both, "both", where...)
 	h, other := n.hosts[0], n.hosts[1]
 	flows := n.flows(20 * time.Millisecond)
 	for range 2 {
@@ -124,7 +133,7 @@ func TestRotateBoth(t *testing.T) {
 
 // One of the devices is deleted: it comes back, and what goes by the other does not notice.
 func TestOneDeleted(t *testing.T) {
-	n := newNetworkOf(t, 2, both, "both")
+	n := newNetworkOf(t, 2, both, "both", InUserspace)
 	h, other := n.hosts[0], n.hosts[1]
 	n.reach(other, h)
 	flow := n.flow(other, h, 5*time.Millisecond)
@@ -141,8 +150,10 @@ func TestOneDeleted(t *testing.T) {
 }
 
 // What somebody changes of one device's peers is put right, and reported once.
-func TestDriftOfOne(t *testing.T) {
-	n := newNetworkOf(t, 3, both, "both")
+func TestDriftOfOne(t *testing.T) { everywhere(t, driftOfOne) }
+
+func driftOfOne(t *testing.T, where ...Option) {
+	n := newNetworkOf(t, 3, both, "both", where...)
 	h, gone, strange := n.hosts[0], n.hosts[1].carrier.key.Public(), backend.Key{9}
 	d := h.carrier.devices["tulle-wg-v6"]
 	if err := d.deletePeers([]backend.Key{gone}); err != nil {
@@ -165,8 +176,10 @@ func TestDriftOfOne(t *testing.T) {
 
 // A host loses a family of the underlay and gets it back: what went by that device goes by the other meanwhile. Here hosts hear of it at
 // different times, and lose what is on its way then, but no more.
-func TestUnderlayLosesFamily(t *testing.T) {
-	n := newNetworkOf(t, 2, both, "both")
+func TestUnderlayLosesFamily(t *testing.T) { everywhere(t, underlayLosesFamily) }
+
+func underlayLosesFamily(t *testing.T, where ...Option) {
+	n := newNetworkOf(t, 2, both, "both", where...)
 	h, other := n.hosts[0], n.hosts[1]
 	whole := h.self.PublicIP
 	for _, public := range []subnet.Pair[netip.Addr]{subnet.PairOf(subnet.IPv4, whole.V4), whole, subnet.PairOf(subnet.IPv6, whole.V6), whole} {
@@ -189,8 +202,10 @@ func TestUnderlayLosesFamily(t *testing.T) {
 }
 
 // IPv6 is switched on while the network runs, by one host after the other: IPv4 goes on.
-func TestIPv6SwitchedOn(t *testing.T) {
-	n := newNetworkOf(t, 2, plain, "both")
+func TestIPv6SwitchedOn(t *testing.T) { everywhere(t, switchIPv6On) }
+
+func switchIPv6On(t *testing.T, where ...Option) {
+	n := newNetworkOf(t, 2, plain, "both", where...)
 	flows := n.flows(5 * time.Millisecond)
 	for i, h := range n.hosts {
 		before := h.self.Key()

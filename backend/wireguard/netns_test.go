@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
@@ -39,6 +41,7 @@ type host struct {
 	number  int
 	self    subnet.Lease
 	config  string
+	options []Option
 	peers   []subnet.Lease
 	plan    *backend.Plan
 	stop    func()
@@ -56,10 +59,47 @@ func needRoot(t *testing.T) {
 }
 
 // newNetwork makes hosts that know of each other and have all programmed.
-func newNetwork(t *testing.T, hosts int) *network { return newNetworkOf(t, hosts, plain, "ipv4") }
+func newNetwork(t *testing.T, hosts int) *network {
+	return newNetworkOf(t, hosts, plain, "ipv4", InUserspace)
+}
+
+// everywhere runs a test with WireGuard in this process, and in the kernel where that has it.
+func everywhere(t *testing.T, test func(t *testing.T, where ...Option)) {
+	t.Run("userspace", func(t *testing.T) { test(t, InUserspace) })
+	t.Run("kernel", func(t *testing.T) {
+		if !hasKernel(t) {
+			t.Skip("this kernel has no WireGuard: e2e/vm 'TestFamilies$' backend/wireguard has one that does")
+		}
+		test(t)
+	})
+}
+
+// hasKernel reports whether this kernel has WireGuard, by a device in a namespace that goes away.
+func hasKernel(t *testing.T) (has bool) {
+	t.Helper()
+	needRoot(t)
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		var links *netlink.Handle
+		if err == nil {
+			links, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		}
+		if err == nil {
+			has, err = hasWireGuard(links)
+			links.Close()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return has
+}
 
 // newNetworkOf makes a network with a config, on an underlay of one family or both.
-func newNetworkOf(t *testing.T, hosts int, config, underlay string) *network {
+func newNetworkOf(t *testing.T, hosts int, config, underlay string, where ...Option) *network {
 	t.Helper()
 	needRoot(t)
 	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("wg%d-%d", os.Getpid(), time.Now().UnixNano()%100000), Hosts: hosts, Bare: true, Families: underlay}, nil)
@@ -73,7 +113,7 @@ func newNetworkOf(t *testing.T, hosts int, config, underlay string) *network {
 	})
 	n := &network{T: t, lab: l}
 	for i, node := range l.Nodes {
-		h := &host{Host: node, t: t, key: filepath.Join(t.TempDir(), KeyFile), number: i + 1, config: config}
+		h := &host{Host: node, t: t, key: filepath.Join(t.TempDir(), KeyFile), number: i + 1, config: config, options: where}
 		for _, a := range node.Addresses {
 			*h.self.PublicIP.At(subnet.FamilyOf(a)) = a
 		}
@@ -124,7 +164,7 @@ func (h *host) start() {
 		if h.kernel, err = kernel.Open(); err != nil {
 			return err
 		}
-		h.carrier, err = New(h.key, slog.New(slog.DiscardHandler), InUserspace)
+		h.carrier, err = New(h.key, slog.New(slog.DiscardHandler), h.options...)
 		return err
 	})
 	ctx, cancel := context.WithCancel(context.Background())
