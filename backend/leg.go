@@ -97,8 +97,8 @@ func (h Host) legs(name string, l subnet.Lease) ([]leg, error) {
 			outer = f.Other()
 		}
 		if !public.Of(outer).IsValid() || !l.PublicIP.Of(outer).IsValid() {
-			return nil, subnet.Rejectf(subnet.OtherFamily, "its host is reached at %s, this host at %s: they need a family in common on the underlay (--underlay-family both)",
-				list(l.PublicIP), list(public))
+			return nil, subnet.Rejectf(subnet.OtherFamily, "its host is reached at %s, this host at %s: they need a family in common on the underlay (%s)",
+				list(l.PublicIP), list(public), h.Families.remedy())
 		}
 		legs = append(legs, leg{l.Subnet.Of(f), outer, l.PublicIP.Of(outer)})
 	}
@@ -153,6 +153,14 @@ func (f Families) need() string {
 		return "IPv6 "
 	}
 	return ""
+}
+
+// remedy is what to do about hosts that f has not got in common. Some types have one family for all hosts.
+func (f Families) remedy() string {
+	if only := f.need(); only != "" {
+		return "here it is " + only + "alone"
+	}
+	return "--underlay-family both"
 }
 
 // addresses puts into s the addresses that h has on a tunnel's device: the first of each of its subnets. No other device of a peer's

@@ -212,9 +212,9 @@ func parseUsual(subnets Pair[netip.Prefix], value []byte) (Lease, bool) {
 	return l, err == nil && !a.IsUnspecified() && public(a, IPv4) && l.Data.V4 == string(data)
 }
 
-// public reports whether a can be a host's public address of the family.
+// public reports whether a can be a host's public address of the family. What is link-local of IPv6 says nothing without a device.
 func public(a netip.Addr, f Family) bool {
-	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback()
+	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback() && !(f == IPv6 && a.IsLinkLocalUnicast())
 }
 
 func compact(data json.RawMessage) string {
