@@ -7,14 +7,17 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/tulle-net/tulle/backend"
 )
 
 // forwardingOff looks at the sysctls that a plan sets, and at those of the devices on the way.
 func forwardingOff(f Facts) []Finding {
 	want := map[string]string{ipForward: "1"}
 	if f.Plan != nil {
-		for name, value := range f.Plan.State().Sysctls {
-			want[name] = value
+		want = map[string]string{}
+		for family := range f.Plan.Host().BridgeAddrs().All() {
+			want[forwards.Of(family)] = "1"
 		}
 		for _, device := range []string{f.leaves(), f.Plan.Host().Bridge} {
 			want[conf(device, "forwarding")] = "1"
@@ -56,7 +59,7 @@ func (f Facts) leaves() string {
 
 // passing reports whether the packet filter sees what passes between containers and peers, and is the agent's business.
 func (f Facts) passing() bool {
-	return f.Plan.Host().Bridge != "" && carriage(f.Plan) != "alloc" && (!bridged(f.Plan) || f.Sysctls[bridgeCall] == "1")
+	return f.Plan.Host().Bridge != "" && f.Plan.Host().Self.Subnet.V4.IsValid() && carriage(f.Plan) != "alloc" && (!bridged(f.Plan) || f.Sysctls[bridgeCall] == "1")
 }
 
 // crossings are one in each direction, with a container of a peer, or of one that may come.
@@ -67,7 +70,7 @@ func (f Facts) crossings() []crossing {
 	if h.Self.Subnet.V4.Contains(peer) {
 		peer = second(h.Config.Range.V4.Min)
 	}
-	if len(f.Paths) > 0 {
+	if len(f.Paths) > 0 && f.Paths[0].Subnet.Addr().Is4() {
 		peer = second(f.Paths[0].Subnet.Addr())
 	}
 	return []crossing{
@@ -81,6 +84,7 @@ type dropped struct {
 	table string
 	ways  []string
 	Verdict
+	carrier backend.Outer // of the overlay's own packets
 }
 
 // forwardDrops are what drops crossing packets in FORWARD, each once.
@@ -108,7 +112,7 @@ func merge(drops []dropped, table, way string, v Verdict) []dropped {
 			return drops
 		}
 	}
-	return append(drops, dropped{table, []string{way}, v})
+	return append(drops, dropped{table: table, ways: []string{way}, Verdict: v})
 }
 
 // doubting notes where a rule is not understood that may let in what another drops.
@@ -232,7 +236,7 @@ func (f Filter) addresses(table string, p netip.Prefix) (all []netip.Addr) {
 // drops packets of others too has a name of its own.
 func (f Facts) bridgedDrops() []dropped {
 	h := f.Plan.Host()
-	if h.Bridge == "" || f.Sysctls[bridgeCall] != "1" {
+	if h.Bridge == "" || f.Sysctls[bridgeCall] != "1" || !h.Self.Subnet.V4.IsValid() {
 		return nil
 	}
 	own := second(h.Self.Subnet.V4.Addr())
@@ -241,7 +245,7 @@ func (f Facts) bridgedDrops() []dropped {
 	if v.Accept || named || strings.Contains(v.Rule, fmt.Sprintf("-i %s -o %s -j DROP", h.Bridge, h.Bridge)) {
 		return nil
 	}
-	return []dropped{{"filter", []string{"between containers of this host"}, v}}
+	return []dropped{{table: "filter", ways: []string{"between containers of this host"}, Verdict: v}}
 }
 
 func brNetfilter(f Facts) (findings []Finding) {
@@ -269,7 +273,7 @@ func rpFilter(f Facts) (findings []Finding) {
 	}
 	fix := fmt.Sprintf("sysctl -w %s=2", conf(dev, "rp_filter"))
 	for _, p := range f.Paths {
-		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" {
+		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" && p.Public.Is4() {
 			findings = one(fmt.Sprintf("the reverse path filter of %s drops what peers send: packets to them leave by %s", dev, p.Outer.Dev),
 				fmt.Sprintf("sysctl: %s = 1; ip route get fibmatch %s: %s", strict, p.Public, p.Outer), fix)
 			break
@@ -277,7 +281,7 @@ func rpFilter(f Facts) (findings []Finding) {
 	}
 	own := second(h.Self.Subnet.V4.Addr())
 	for _, p := range f.Paths {
-		if p.Direct { // the way back is by the same device
+		if p.direct() || !own.IsValid() || !p.Public.Is4() { // the way back is by the same device, or there is no such filter
 			continue
 		}
 		v := f.Filter.Verdict("nat", "POSTROUTING", Packet{In: h.Bridge, Out: dev, Src: own, Dst: p.Public, Protocol: "tcp", State: "NEW"})
@@ -307,10 +311,10 @@ func outerFiltered(f Facts) (findings []Finding) {
 		seen[d.table+d.Rule] = true
 		fix := d.without()
 		if d.Position == 0 {
-			_, got := outerPackets(f.Plan.Host().Underlay, f.outer(), f.Paths[0].Public)
+			_, got := outerPackets(f.Plan.Host().Underlay, d.carrier, f.Paths[0].Public)
 			fix = fmt.Sprintf("iptables -I %s %s, for good: in whatever makes your rules", d.Chain, got.accept())
 		}
-		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], f.outer()),
+		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], d.carrier),
 			Evidence: fmt.Sprintf("iptables-save -t %s: %s", d.table, d.Rule), Fix: fix})
 	}
 	return findings
@@ -324,10 +328,10 @@ func (f Facts) outerDrops(p Path) []dropped {
 
 // outerVerdicts are those on each of the chains that the overlay's packets pass on this host.
 func (f Facts) outerVerdicts(p Path) (all []dropped) {
-	if p.Direct {
+	if p.direct() || !f.Filter.reads(p.outerFamily()) {
 		return nil
 	}
-	out, in := outerPackets(f.Plan.Host().Underlay, f.outer(), p.Public)
+	out, in := outerPackets(f.Plan.Host().Underlay, p.Carrier, p.Public)
 	for _, step := range []struct {
 		table, chain, way string
 		packet            Packet
@@ -335,7 +339,7 @@ func (f Facts) outerVerdicts(p Path) (all []dropped) {
 		{"raw", "PREROUTING", "from peers", in}, {"mangle", "PREROUTING", "from peers", in}, {"mangle", "INPUT", "from peers", in}, {"filter", "INPUT", "from peers", in},
 		{"raw", "OUTPUT", "to peers", out}, {"mangle", "OUTPUT", "to peers", out}, {"filter", "OUTPUT", "to peers", out}, {"mangle", "POSTROUTING", "to peers", out},
 	} {
-		all = append(all, dropped{step.table, []string{step.way}, f.Filter.Verdict(step.table, step.chain, step.packet)})
+		all = append(all, dropped{step.table, []string{step.way}, f.Filter.Verdict(step.table, step.chain, step.packet), p.Carrier})
 	}
 	return all
 }

@@ -27,6 +27,14 @@ var overheads = map[string]subnet.Pair[int]{"vxlan": {V4: 50, V6: 70}, "l2": {V4
 // reads reports whether the rules for a family are known: those of ip6tables are not looked at.
 func (f Filter) reads(family subnet.Family) bool { return family == subnet.IPv4 }
 
+// tunnels are the devices that encapsulate.
+func (f Facts) tunnels() (names []string) {
+	for _, o := range f.Plan.State().Outers() {
+		names = append(names, o.Device)
+	}
+	return names
+}
+
 // networks are the overlay's ranges.
 func networks(p *backend.Plan) string {
 	var texts []string

@@ -382,7 +382,7 @@ func (f *PathFacts) underlay(row row) Hop {
 
 // local judges an address of this host.
 func (f *PathFacts) local() Hop {
-	if f.Own.Type != "local" {
+	if f.Own.Type != "local" && f.Own.Type != "anycast" { // an IPv6 subnet's first is every router's (RFC 4291, 2.6.1)
 		return wrong(f.Own.String(), f.Address.String()+" is to be this host's own address, and is not", f.heal(""))
 	}
 	return noted(f.Own.String(), "it is this host's own address")

@@ -248,6 +248,7 @@ var toOthers = []struct {
 		f.Own, f.Bridge = way("::/0", "fe80::1", "eth0", 9), f.Bridge[:1]
 	}},
 	{"IPv6: own address", "fd12:3456:0:1::1", dualStack, func(f *PathFacts, p *Pings) { f.Own = typed(way("fd12:3456:0:1::1/128", "", "", 2), "local") }},
+	{"IPv6: own address, the subnet's first", "fd12:3456:0:1::", dualStack, func(f *PathFacts, p *Pings) { f.Own = typed(way("fd12:3456:0:1::/128", "", "", 2), "anycast") }},
 	{"IPv6: nobody's", "fd12:3456:0:7::7", dualStack, func(f *PathFacts, p *Pings) { f.Etcd.Lease = nil }},
 	{"IPv6: by a gateway that has IPv4 only", "fd12:3456:0:2::7", dualGW, func(f *PathFacts, p *Pings) {
 		const key = "10.5.2.0-24&fd12:3456:0:2::-64"
