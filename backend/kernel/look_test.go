@@ -85,6 +85,10 @@ func TestWayIPv6(t *testing.T) {
 	s.run("ip route add fd12::2:0:0:0:0/64 via 2001:db8::2 dev eth0 proto 84")
 	s.run("ip route add blackhole fd12::3:0:0:0:0/64")
 	container := Flow{Src: netip.MustParseAddr("fd12::1:0:0:0:2"), In: "docker0"}
+	s.eventually("the kernel takes packets to the new address", func() bool {
+		way, err := k.Way(Flow{Dst: netip.MustParseAddr("fd12::1:0:0:0:1")})
+		return err == nil && way.Type == "local"
+	})
 	for _, test := range []struct {
 		setup, dst string
 		flow       Flow
