@@ -246,6 +246,7 @@ func (a *Agent) filter(ctx context.Context, done *outcome) (err error) {
 	if done.chains, err = a.firewall.Apply(ctx, a.state.plan.State().Firewall); err != nil {
 		err = &backend.Failure{Count: map[string]int{"firewall": 1}, Err: err}
 	}
+	a.sayFilter()
 	return err
 }
 

@@ -48,6 +48,12 @@ func (a *Agent) sayEtcd() {
 	}
 }
 
+// sayFilter says how the packet filter's rules are made.
+func (a *Agent) sayFilter() {
+	name, why := a.firewall.Chosen()
+	a.say("packet filter", slog.LevelInfo, "packet filter", "by", name, "why", why)
+}
+
 func (a *Agent) sayConfig() {
 	s := &a.state
 	switch {

@@ -193,7 +193,7 @@ func (h Host) common(mtu int) State {
 		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: deriveMAC("bridge", h.Self.Key()), MTU: mtu}
 	}
 	s.Firewall.Masquerade, s.Firewall.Forward, s.Firewall.Bridge = h.Masquerade, h.Forward, h.Bridge
-	s.Firewall.Mark = h.Mark
+	s.Firewall.Mark, s.Firewall.NFTables = h.Mark, h.Config.NFTables
 	return s
 }
 

@@ -168,6 +168,7 @@ type Firewall struct {
 	Bridge          string                    // the containers' bridge, which Docker has rules of its own for; "" for none
 	Mark            uint32                    // set on peers' packets, for a Docker that lets in what has it; 0 for none
 	From            Devices                   // that peers' packets come in on; none if they come in on any
+	NFTables        bool                      // the network's config asks for nftables
 }
 
 // Devices are a few names. It is comparable.

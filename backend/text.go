@@ -151,6 +151,9 @@ func (f Firewall) String() string {
 			}
 		}
 	}
+	if f.NFTables {
+		b.WriteString("by nftables\n")
+	}
 	return b.String()
 }
 

@@ -191,9 +191,6 @@ func (f Facts) blockedFinding(l loss, paths []Path) Finding {
 			hosts = hosts[:len(hosts)-1]
 		}
 		rows = append(rows, fmt.Sprintf("%s answers on the underlay, %s does not over the overlay%s", p.Public, p.Inside, heard(p.Heard, f.Now)))
-		if !f.Filter.reads(p.outerFamily()) {
-			rows = append(rows, "whether this host's own packet filter drops them is not looked at: ip6tables-save, nft list ruleset")
-		}
 		for _, d := range f.outerVerdicts(p) {
 			for _, rule := range d.Doubtful {
 				rows = append(rows, "this host has a rule that is not understood here, and may drop them: "+rule)

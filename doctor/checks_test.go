@@ -50,8 +50,9 @@ COMMIT
 // host is a host that can be made ill before its facts are asked for.
 type host struct {
 	*Facts
-	view  api.View
-	rules string
+	view   api.View
+	rules  string
+	rules6 string // ip6tables'
 }
 
 // rule puts a rule at the head of a chain.
@@ -90,6 +91,7 @@ func (h *host) facts(t *testing.T) Facts {
 		h.Plan = plan
 	}
 	h.Filter = ParseFilter(h.rules)
+	h.Filter.sets = append(h.Filter.sets, parseRules(subnet.IPv6, h.rules6))
 	if tunnel := h.dev("tulle.1"); tunnel != nil && tunnel.VNI == 0 { // as the plan has it, unless it was made ill
 		link := plan.State().Links["tulle.1"]
 		tunnel.VNI, tunnel.Port, tunnel.Local, tunnel.MTU = link.VXLAN.VNI, link.VXLAN.Port, link.VXLAN.Local, link.MTU
@@ -266,6 +268,7 @@ func (h *host) six(config string) {
 		p.Underlay, p.Overlay, p.Longest, p.Checksum = true, true, s.MTU, probe.ChecksumFine
 	}
 	h.rules = strings.ReplaceAll(h.rules, " -i tulle.1", "")
+	h.rules6 = strings.NewReplacer("10.5.0.0/16", "fd12:3456::/48", "10.5.1.0/24", "fd12:3456:0:1::/64", "224.0.0.0/4", "ff00::/8").Replace(h.rules)
 }
 
 // with is an illness of a host in such a network.
@@ -683,6 +686,16 @@ var illnesses = []struct {
 		h.rule("filter", "-A INPUT -p udp -m udp --dport 8472 -j DROP")
 		h.cut(subnet.IPv4)
 	}), []string{"overlay-filtered"}},
+	{"both families: UDP dropped coming in over IPv6", with(dualStack, func(h *host) {
+		h.rules6 = strings.ReplaceAll(h.rules6, ":INPUT ACCEPT", ":INPUT DROP")
+		h.cut(subnet.IPv6)
+	}), []string{"overlay-filtered"}},
+	{"both families: nothing accepts IPv6", with(dualStack, func(h *host) {
+		h.rules6 = strings.ReplaceAll(h.rules6, "-A FORWARD -j TULLE-FORWARD\n", "")
+	}), []string{"forward-drop"}},
+	{"both families: a rule for one of the devices, before ours", with(dualStack, func(h *host) {
+		h.rules6 = strings.Replace(h.rules6, "-A FORWARD -j", "-A FORWARD -i tulle-v6.1 -j DROP\n-A FORWARD -j", 1)
+	}), []string{"forward-shadowed"}},
 	{"both families: the underlay carries no IPv6", with(dualStack, func(h *host) { h.cut(subnet.IPv6).Underlay = false }), []string{"peer-down"}},
 	{"both families: a peer is down", with(dualStack, func(h *host) { h.cut(subnet.IPv4).Underlay = false; h.cut(subnet.IPv6).Underlay = false }), []string{"peer-down"}},
 	{"IPv6 over IPv4: a peer is down", with(onlyIPv6, func(h *host) { h.cut(subnet.IPv6).Underlay = false }), []string{"peer-down"}},

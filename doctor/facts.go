@@ -129,7 +129,7 @@ func Look(ctx context.Context, o Options) Facts {
 		{PartKernel, "looking at devices and routes", f.lookAtKernel},
 		{PartPrograms, "looking at programs", f.lookAtPrograms},
 		{PartEnv, "looking at programs", f.lookAtEnv},
-		{PartFilter, "reading the packet filter", func(ctx context.Context) (err error) { f.Filter, err = ReadFilter(ctx); return err }},
+		{PartFilter, "reading the packet filter", f.lookAtFilter},
 		{PartPaths, "probing peers", f.lookAtPaths},
 		{PartLong, "sending peers long packets", f.lookAtLongest},
 		{PartChecksum, "sending peers packets with and without a checksum", f.lookAtChecksums},

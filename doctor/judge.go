@@ -108,16 +108,8 @@ func (f *PathFacts) judgePeer(add func(string, Hop)) {
 		add(hopFirewall, unknown("", err.Error()))
 		return
 	}
-	var unread []string
 	for _, p := range f.passages(row) {
-		if f.Filter.reads(subnet.FamilyOf(p.packet.Src)) {
-			add(p.name, f.pass(p))
-		} else {
-			unread = append(unread, p.name)
-		}
-	}
-	if len(unread) > 0 {
-		add(hopFirewall, unknown(strings.Join(unread, ", "), "what the packet filter does with IPv6 is not looked at: ip6tables-save, nft list ruleset"))
+		add(p.name, f.pass(p))
 	}
 }
 

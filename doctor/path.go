@@ -163,6 +163,7 @@ func (f *PathFacts) look(ctx context.Context, r Request) error {
 	f.lookAtRoutes(k, note)
 	f.Filter, err = ReadFilter(ctx)
 	note(hopFirewall, err)
+	note(hopFirewall, f.Filter.addOwn(f.Plan.State().Firewall))
 	return nil
 }
 

@@ -29,7 +29,7 @@ func TestImports(t *testing.T) {
 		"agent/docker":      {"subnet"},
 		"agent/page":        {"agent/api"},
 		"agent/probe":       {},
-		"doctor":            {"agent/api", "agent/docker", "agent/probe", "backend", "backend/kernel", "subnet"},
+		"doctor":            {"agent/api", "agent/docker", "agent/probe", "backend", "backend/kernel", "backend/netfilter", "subnet"},
 		"e2e":               {"agent/api", "e2e/lab"},
 		"e2e/bench":         {"backend", "backend/kernel", "e2e/lab", "etcd", "subnet"},
 		"e2e/bench/data":    {"e2e/lab"},

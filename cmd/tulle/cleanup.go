@@ -38,7 +38,12 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 	}
 	defer k.Close()
 	objects, kernelErr := k.Cleanup(ctx)
-	rules, rulesErr := (&netfilter.IPTables{}).Cleanup(ctx)
+	filter, err := netfilter.Open(netfilter.Auto)
+	if err != nil {
+		return errors.Join(kernelErr, err)
+	}
+	defer filter.Close()
+	rules, rulesErr := filter.Cleanup(ctx)
 	files, filesErr := c.files()
 	removed := append(append(objects, rules...), files...)
 	for _, line := range removed {
