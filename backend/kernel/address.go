@@ -182,12 +182,27 @@ func (k *Kernel) changeAddr(kind, flags int, a backend.Addr) error {
 	if err != nil {
 		return err
 	}
-	addr := a.Prefix.Addr()
-	m := ifaddrmsg(family(addr), a.Prefix.Bits(), index)
-	if addr.Is6() {
+	return k.conn.do(kind, flags, ourAddr(index, a.Prefix))
+}
+
+// ourAddr is an address with our mark.
+func ourAddr(index int, p netip.Prefix) message {
+	a := p.Addr()
+	m := ifaddrmsg(family(a), p.Bits(), index)
+	if a.Is6() {
 		m[2] = unix.IFA_F_NODAD // nobody else has our addresses, so the kernel need not ask before it uses them
 	}
-	return k.conn.do(kind, flags, m.addr(unix.IFA_LOCAL, addr).addr(unix.IFA_ADDRESS, addr).attr(ifaProto, []byte{protocol}))
+	return m.addr(unix.IFA_LOCAL, a).addr(unix.IFA_ADDRESS, a).attr(ifaProto, []byte{protocol})
+}
+
+// refreshIPv6 has the kernel look up again all IPv6 routes that it remembers, with the source address that they were for: it does
+// when an address comes or goes (rt_genid_bump_ipv6 in __ipv6_ifa_notify, net/ipv6/addrconf.c).
+func (c conn) refreshIPv6(index int) error {
+	m := ourAddr(index, netip.MustParsePrefix("fe80::54/128"))
+	if err := c.do(unix.RTM_NEWADDR, unix.NLM_F_CREATE, m); err != nil {
+		return err
+	}
+	return c.do(unix.RTM_DELADDR, 0, m)
 }
 
 // Addresses lists a device's addresses; none if there is no such device.

@@ -58,6 +58,9 @@ func TestFamilies(t *testing.T) {
 		s.apply(k, want)
 		s.converged(k, want)
 		s.settle(k, want)
+		if !k.Holds(want) {
+			s.Error("what was just applied is not held")
+		}
 		restarted := s.open()
 		s.converged(restarted, want)
 		few := map[string]subnet.Entry{}

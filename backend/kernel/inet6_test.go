@@ -37,7 +37,7 @@ func advertisement(prefix string) []byte {
 // advertise has a router advertise a prefix to the device at the other end of a wire.
 func (s *sandbox) advertise(wire, prefix string) {
 	s.Helper()
-	if _, err := unix.Write(s.packetSocket(wire), advertisement(prefix)); err != nil {
+	if _, err := unix.Write(s.packetSocket(wire, unix.ETH_P_IPV6), advertisement(prefix)); err != nil {
 		s.Fatal(err)
 	}
 }

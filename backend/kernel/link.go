@@ -367,8 +367,8 @@ func movable(now, want backend.Link) bool {
 }
 
 // moveLink puts a VXLAN device on another underlay device or address. What hangs on it stays, and packets leave from the new
-// address at once: the kernel takes this for a change that outdates its cached routes (NETDEV_CHANGE in fib_netdev_event,
-// net/ipv4/fib_frontend.c). netlink.LinkModify won't do: it also sends what can't change, which the kernel refuses although
+// address at once: for IPv4 the kernel takes this for a change that outdates its cached routes (NETDEV_CHANGE in fib_netdev_event,
+// net/ipv4/fib_frontend.c), for IPv6 it must be made to. netlink.LinkModify won't do: it also sends what can't change, which the kernel refuses although
 // it is the same (vxlan_nl2conf, drivers/net/vxlan/vxlan_core.c).
 func (k *Kernel) moveLink(link netlink.Link, want backend.Link, have linkTable) error {
 	parent, ok := have.all[want.VXLAN.Parent]
@@ -381,7 +381,11 @@ func (k *Kernel) moveLink(link netlink.Link, want backend.Link, have linkTable) 
 	}
 	data := newMessage(0).addr(local, want.VXLAN.Local).uint32(nl.IFLA_VXLAN_LINK, uint32(parent.Attrs().Index))
 	info := newMessage(0).attr(nl.IFLA_INFO_KIND, []byte(want.Kind)).attr(nl.IFLA_INFO_DATA, data)
-	return k.conn.do(unix.RTM_NEWLINK, 0, ifinfomsg(link.Attrs().Index).attr(unix.IFLA_LINKINFO, info))
+	err := k.conn.do(unix.RTM_NEWLINK, 0, ifinfomsg(link.Attrs().Index).attr(unix.IFLA_LINKINFO, info))
+	if err != nil || want.VXLAN.Local.Is4() {
+		return err
+	}
+	return k.conn.refreshIPv6(link.Attrs().Index)
 }
 
 // deleteLinks deletes links of ours that aren't wanted.
