@@ -24,6 +24,9 @@ var familiesText = [...]string{Matching: "auto", OnlyIPv4: "ipv4", OnlyIPv6: "ip
 
 func (f Families) String() string { return familiesText[f] }
 
+// MarshalText writes it as String does.
+func (f Families) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
 // UnmarshalText reads what String writes.
 func (f *Families) UnmarshalText(text []byte) error {
 	for i, name := range familiesText {

@@ -12,7 +12,6 @@ var (
 	forwards   = subnet.Pair[string]{V4: "net.ipv4.ip_forward", V6: "net.ipv6.conf.all.forwarding"}
 	bridgeAsks = subnet.Pair[string]{V4: "net.bridge.bridge-nf-call-iptables", V6: "net.bridge.bridge-nf-call-ip6tables"}
 	resolution = subnet.Pair[string]{V4: "ARP", V6: "NDP"}
-	icmp       = subnet.Pair[string]{V4: "icmp", V6: "ipv6-icmp"}
 	bips       = subnet.Pair[string]{V4: "--bip", V6: "--bip6"}
 )
 
@@ -24,8 +23,13 @@ func confOf(f subnet.Family, device, key string) string {
 // overheads are what is added to a packet on an underlay of each family, bytes.
 var overheads = map[string]subnet.Pair[int]{"vxlan": {V4: 50, V6: 70}, "l2": {V4: 50, V6: 70}, "udp": {V4: 28, V6: 48}, "ipip": {V4: 20}, "wireguard": {V4: 80, V6: 80}}
 
-// reads reports whether the rules for a family are known: those of ip6tables are not looked at.
-func (f Filter) reads(family subnet.Family) bool { return family == subnet.IPv4 }
+// tunnels are the devices that encapsulate.
+func (f Facts) tunnels() (names []string) {
+	for _, o := range f.Plan.State().Outers() {
+		names = append(names, o.Device)
+	}
+	return names
+}
 
 // networks are the overlay's ranges.
 func networks(p *backend.Plan) string {

@@ -14,14 +14,15 @@ import (
 
 // Networks with IPv6, inside or on the underlay.
 const (
-	dualStack = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
-	onlyIPv6  = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
-	overIPv6  = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":6}}`
-	dualGW    = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"host-gw"}}`
+	dualStack    = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
+	onlyIPv6     = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
+	overIPv6     = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":6}}`
+	bothOverIPv4 = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan","VNI":4}}`
+	dualGW       = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"host-gw"}}`
 )
 
 // underlays are the families that hosts have on the underlay of these.
-var underlays = map[string][]subnet.Family{dualStack: {subnet.IPv4, subnet.IPv6}, onlyIPv6: {subnet.IPv4}, overIPv6: {subnet.IPv6}, dualGW: {subnet.IPv4, subnet.IPv6}}
+var underlays = map[string][]subnet.Family{dualStack: {subnet.IPv4, subnet.IPv6}, onlyIPv6: {subnet.IPv4}, overIPv6: {subnet.IPv6}, bothOverIPv4: {subnet.IPv4}, dualGW: {subnet.IPv4, subnet.IPv6}}
 
 // sixView is what host 1 of such a network plans from, with two peers. Host N has N in its addresses.
 func sixView(config string) api.View {

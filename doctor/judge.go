@@ -108,16 +108,8 @@ func (f *PathFacts) judgePeer(add func(string, Hop)) {
 		add(hopFirewall, unknown("", err.Error()))
 		return
 	}
-	var unread []string
 	for _, p := range f.passages(row) {
-		if f.Filter.reads(subnet.FamilyOf(p.packet.Src)) {
-			add(p.name, f.pass(p))
-		} else {
-			unread = append(unread, p.name)
-		}
-	}
-	if len(unread) > 0 {
-		add(hopFirewall, unknown(strings.Join(unread, ", "), "what the packet filter does with IPv6 is not looked at: ip6tables-save, nft list ruleset"))
+		add(p.name, f.pass(p))
 	}
 }
 
@@ -382,7 +374,7 @@ func (f *PathFacts) underlay(row row) Hop {
 
 // local judges an address of this host.
 func (f *PathFacts) local() Hop {
-	if f.Own.Type != "local" {
+	if f.Own.Type != "local" && f.Own.Type != "anycast" { // an IPv6 subnet's first is every router's (RFC 4291, 2.6.1)
 		return wrong(f.Own.String(), f.Address.String()+" is to be this host's own address, and is not", f.heal(""))
 	}
 	return noted(f.Own.String(), "it is this host's own address")

@@ -17,6 +17,7 @@ import (
 	"github.com/tulle-net/tulle/agent/probe"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // healthy is what is found on the way from the host of view to 10.5.2.7 if nothing is wrong, and what pings say then.
@@ -244,10 +245,17 @@ var toOthers = []struct {
 	{"IPv6: path MTU", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) { p.MTU = 1300 }},
 	{"IPv6 over IPv4: path MTU", "fd12:3456:0:2::7", onlyIPv6, func(f *PathFacts, p *Pings) { p.MTU = 1300 }},
 	{"IPv6 over IPv4: not let in", "fd12:3456:0:2::7", onlyIPv6, func(f *PathFacts, p *Pings) { f.filter("filter", ":INPUT DROP [0:0]") }},
+	{"IPv6: not let in", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) {
+		f.Filter.sets = append(f.Filter.sets, parseRules(subnet.IPv6, "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"))
+	}},
+	{"IPv6: not forwarded by a rule", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) {
+		f.Filter.sets = append(f.Filter.sets, parseRules(subnet.IPv6, "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -s fd12:3456::/48 -p ipv6-icmp -j DROP\nCOMMIT\n"))
+	}},
 	{"IPv6: own subnet, without its address on the bridge", "fd12:3456:0:1::7", dualStack, func(f *PathFacts, p *Pings) {
 		f.Own, f.Bridge = way("::/0", "fe80::1", "eth0", 9), f.Bridge[:1]
 	}},
 	{"IPv6: own address", "fd12:3456:0:1::1", dualStack, func(f *PathFacts, p *Pings) { f.Own = typed(way("fd12:3456:0:1::1/128", "", "", 2), "local") }},
+	{"IPv6: own address, the subnet's first", "fd12:3456:0:1::", dualStack, func(f *PathFacts, p *Pings) { f.Own = typed(way("fd12:3456:0:1::/128", "", "", 2), "anycast") }},
 	{"IPv6: nobody's", "fd12:3456:0:7::7", dualStack, func(f *PathFacts, p *Pings) { f.Etcd.Lease = nil }},
 	{"IPv6: by a gateway that has IPv4 only", "fd12:3456:0:2::7", dualGW, func(f *PathFacts, p *Pings) {
 		const key = "10.5.2.0-24&fd12:3456:0:2::-64"

@@ -32,7 +32,7 @@ func (f *PathFacts) passages(row row) (list []passage) {
 	}
 	both := fmt.Sprintf("-s %s -d %s -j ACCEPT", network, network)
 	if in != "" {
-		out := Packet{In: in, Out: leaves, Src: container, Dst: f.Address, Protocol: icmp.Of(family), State: "NEW", Bridged: f.atBridge()}
+		out := Packet{In: in, Out: leaves, Src: container, Dst: f.Address, Protocol: "icmp", State: "NEW", Bridged: f.atBridge()}
 		leaving := out
 		leaving.In = ""
 		list = append(list, passage{hopForward, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}, {"filter", "FORWARD"}}, out, both},
@@ -45,7 +45,7 @@ func (f *PathFacts) passages(row row) (list []passage) {
 			passage{hopInput, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}, got, accept})
 	}
 	if in != "" && !f.elsewhere() { // or it comes to this host's own address
-		answer := Packet{In: leaves, Out: in, Src: f.Address, Dst: container, Protocol: icmp.Of(family), State: "ESTABLISHED", Bridged: f.atBridge()}
+		answer := Packet{In: leaves, Out: in, Src: f.Address, Dst: container, Protocol: "icmp", State: "ESTABLISHED", Bridged: f.atBridge()}
 		list = append(list, passage{hopReturn, [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}, {"filter", "FORWARD"}}, answer, both})
 	}
 	return list
