@@ -17,6 +17,7 @@ func TestImports(t *testing.T) {
 		"subnet":            {},
 		"backend":           {"subnet"},
 		"backend/extension": {"backend", "subnet"},
+		"backend/firewalld": {"backend", "subnet"},
 		"backend/kernel":    {"backend", "subnet"},
 		"backend/l2":        {"backend", "backend/kernel"},
 		"backend/netfilter": {"backend", "subnet"},
@@ -37,7 +38,7 @@ func TestImports(t *testing.T) {
 		"e2e/lab":           {"agent/api"},
 		"cmd/tulle": {
 			"agent", "agent/api", "agent/attach", "agent/docker",
-			"backend", "backend/extension", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
+			"backend", "backend/extension", "backend/firewalld", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
 			"doctor", "e2e/lab", "etcd", "subnet",
 		},
 	}
