@@ -47,6 +47,7 @@ type Firewall interface {
 	Listen(ctx context.Context) error
 	Doorbell() <-chan struct{}
 	Apply(ctx context.Context, f backend.Firewall) (int, error)
+	Chosen() (name, why string) // how it does it
 }
 
 // Config is the operator's choices for this host.

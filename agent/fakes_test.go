@@ -196,6 +196,8 @@ func (f *fakeFirewall) Apply(context.Context, backend.Firewall) (int, error) {
 	return found, f.err
 }
 
+func (f *fakeFirewall) Chosen() (name, why string) { return "iptables", "it is a fake" }
+
 func (f *fakeFirewall) applies() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -64,7 +64,7 @@ func TestStart(t *testing.T) {
 		r.hold("10.5.1.0/24")
 		r.wantReady(true, "10.5.1.0-24, 0 peers")
 		r.wantLog(`level=INFO msg="lease held" subnet=10.5.1.0/24 public-ip=192.0.2.1 reserved=false`,
-			`level=INFO msg="env file written" path=`+r.agent.config.SubnetFile, `level=INFO msg="everything is programmed" peers=0`)
+			`level=INFO msg="packet filter" by=iptables why="it is a fake"`, `level=INFO msg="env file written" path=`+r.agent.config.SubnetFile, `level=INFO msg="everything is programmed" peers=0`)
 		if r.kernel.applies() != 1 || r.firewall.applies() != 1 {
 			r.Errorf("%d applies, %d of the packet filter", r.kernel.applies(), r.firewall.applies())
 		}

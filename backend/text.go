@@ -73,6 +73,9 @@ func (l Link) String() string {
 	if l.Suppress {
 		text += " neigh_suppress on"
 	}
+	if l.Autoconf {
+		text += " autoconf"
+	}
 	return text
 }
 
@@ -147,6 +150,9 @@ func (f Firewall) String() string {
 				fmt.Fprintf(&b, "mark %#x what comes so\n", f.Mark)
 			}
 		}
+	}
+	if f.NFTables {
+		b.WriteString("by nftables\n")
 	}
 	return b.String()
 }

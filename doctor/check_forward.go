@@ -7,16 +7,20 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // forwardingOff looks at the sysctls that a plan sets, and at those of the devices on the way.
 func forwardingOff(f Facts) []Finding {
 	want := map[string]string{ipForward: "1"}
 	if f.Plan != nil {
-		for name, value := range f.Plan.State().Sysctls {
-			want[name] = value
+		want = map[string]string{}
+		for family := range f.Plan.Host().BridgeAddrs().All() {
+			want[forwards.Of(family)] = "1"
 		}
-		for _, device := range []string{f.leaves(), f.Plan.Host().Bridge} {
+		for _, device := range []string{f.leaves(subnet.IPv4), f.Plan.Host().Bridge} {
 			want[conf(device, "forwarding")] = "1"
 		}
 	}
@@ -44,12 +48,17 @@ type crossing struct {
 	packet Packet
 }
 
-// leaves is the device by which packets come and go between this host's containers and peers': with l2 it is their bridge, and with an
-// operator's own means the underlay's, most likely.
-func (f Facts) leaves() string {
+// leaves is the device by which packets of a family come and go between this host's containers and peers': with l2 it is their bridge,
+// and with an operator's own means the underlay's, most likely.
+func (f Facts) leaves(family subnet.Family) string {
 	h, s := f.Plan.Host(), f.Plan.State()
 	if bridged(f.Plan) {
 		return h.Bridge
+	}
+	for _, p := range f.Paths {
+		if p.family() == family && !p.direct() {
+			return p.Carrier.Device
+		}
 	}
 	return cmp.Or(s.Firewall.From[0], h.Underlay.Device)
 }
@@ -59,29 +68,44 @@ func (f Facts) passing() bool {
 	return f.Plan.Host().Bridge != "" && carriage(f.Plan) != "alloc" && (!bridged(f.Plan) || f.Sysctls[bridgeCall] == "1")
 }
 
-// crossings are one in each direction, with a container of a peer, or of one that may come.
-func (f Facts) crossings() []crossing {
+// crossings are one in each direction and family, with a container of a peer, or of one that may come.
+func (f Facts) crossings() (all []crossing) {
 	h := f.Plan.Host()
-	leaves := f.leaves()
-	own, peer := second(h.Self.Subnet.V4.Addr()), second(h.Config.Range.V4.Max)
-	if h.Self.Subnet.V4.Contains(peer) {
-		peer = second(h.Config.Range.V4.Min)
+	for family, leased := range h.Self.Subnet.All() {
+		own, peer, leaves := second(leased.Addr()), f.neighbour(family), f.leaves(family)
+		all = append(all,
+			crossing{"to containers", Packet{In: leaves, Out: h.Bridge, Src: peer, Dst: own, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}},
+			crossing{"from containers", Packet{In: h.Bridge, Out: leaves, Src: own, Dst: peer, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}})
 	}
-	if len(f.Paths) > 0 {
-		peer = second(f.Paths[0].Subnet.Addr())
+	return all
+}
+
+// neighbour is an address of a container of a peer's, or of one that may come.
+func (f Facts) neighbour(family subnet.Family) netip.Addr {
+	for _, p := range f.Paths {
+		if p.family() == family {
+			return second(p.Subnet.Addr())
+		}
 	}
-	return []crossing{
-		{"to containers", Packet{In: leaves, Out: h.Bridge, Src: peer, Dst: own, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}},
-		{"from containers", Packet{In: h.Bridge, Out: leaves, Src: own, Dst: peer, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}},
+	h := f.Plan.Host()
+	network := h.Config.Range.Of(family)
+	if last := second(network.Max); !h.Self.Subnet.Of(family).Contains(last) {
+		return last
 	}
+	return second(network.Min)
 }
 
 // dropped is a rule that drops packets.
 type dropped struct {
-	table string
-	ways  []string
+	family subnet.Family
+	table  string
+	ways   []string
 	Verdict
+	carrier backend.Outer // of the overlay's own packets
 }
+
+// tool is the program that knows the rule.
+func (d dropped) tool() string { return iptablesOf(d.family) }
 
 // forwardDrops are what drops crossing packets in FORWARD, each once.
 func (f Facts) forwardDrops() (drops []dropped) {
@@ -93,7 +117,7 @@ func (f Facts) forwardDrops() (drops []dropped) {
 		p.Mark = f.Filter.Verdict("mangle", "PREROUTING", p).Mark
 		for _, table := range []string{"mangle", "filter"} {
 			if v := f.Filter.Verdict(table, "FORWARD", p); !v.Accept {
-				drops = merge(drops, table, c.way, v)
+				drops = merge(drops, dropped{family: p.family(), table: table, ways: []string{c.way}, Verdict: v})
 				break
 			}
 		}
@@ -101,14 +125,14 @@ func (f Facts) forwardDrops() (drops []dropped) {
 	return drops
 }
 
-func merge(drops []dropped, table, way string, v Verdict) []dropped {
-	for i, d := range drops {
-		if d.table == table && d.Rule == v.Rule {
-			drops[i].ways = append(d.ways, way)
+func merge(drops []dropped, d dropped) []dropped {
+	for i, known := range drops {
+		if known.family == d.family && known.table == d.table && known.Rule == d.Rule {
+			drops[i].ways = append(known.ways, d.ways...)
 			return drops
 		}
 	}
-	return append(drops, dropped{table, []string{way}, v})
+	return append(drops, d)
 }
 
 // doubting notes where a rule is not understood that may let in what another drops.
@@ -145,11 +169,11 @@ func forwardDrop(f Facts) (findings []Finding) {
 		h := f.Plan.Host()
 		fix := "systemctl start tulle: its agent accepts them (chain TULLE-FORWARD), and puts that back within seconds whoever takes it away"
 		if !h.Forward {
-			fix = fmt.Sprintf("start the agent without --forward-rules=false; or accept them: iptables -I FORWARD -s %[1]s -j ACCEPT; iptables -I FORWARD -d %[1]s -j ACCEPT",
-				h.Config.Range.V4.Network)
+			fix = fmt.Sprintf("start the agent without --forward-rules=false; or accept them: %[2]s -I FORWARD -s %[1]s -j ACCEPT; %[2]s -I FORWARD -d %[1]s -j ACCEPT",
+				h.Config.Range.Of(d.family).Network, d.tool())
 		}
 		findings = append(findings, Finding{What: fmt.Sprintf("the packet filter drops packets %s: nothing accepts them", strings.Join(d.ways, " and ")),
-			Evidence: fmt.Sprintf("iptables-save -t %s: %s", d.table, d.Rule), Fix: fix})
+			Evidence: fmt.Sprintf("%s-save -t %s: %s", d.tool(), d.table, d.Rule), Fix: fix})
 	}
 	return findings
 }
@@ -162,48 +186,56 @@ func forwardShadowed(f Facts) (findings []Finding) {
 		}
 		h := f.Plan.Host()
 		findings = append(findings, Finding{What: fmt.Sprintf("a rule drops packets %s before they are accepted", strings.Join(d.ways, " and ")),
-			Evidence: fmt.Sprintf("iptables-save -t %s: %s (rule %d of %s)", d.table, d.Rule, d.Position, d.Chain),
-			Fix: fmt.Sprintf("%s; or accept before it: iptables -t %s -I %s %d -s %[5]s -d %[5]s -j ACCEPT", d.without(), d.table, d.Chain, d.Position,
-				h.Config.Range.V4.Network)})
+			Evidence: fmt.Sprintf("%s-save -t %s: %s (rule %d of %s)", d.tool(), d.table, d.Rule, d.Position, d.Chain),
+			Fix: fmt.Sprintf("%s; or accept before it: %s -t %s -I %s %d -s %[6]s -d %[6]s -j ACCEPT", d.without(), d.tool(), d.table, d.Chain, d.Position,
+				h.Config.Range.Of(d.family).Network)})
 	}
 	return findings
 }
 
 // without is the command that takes a rule away.
 func (d dropped) without() string {
-	return "iptables -t " + d.table + " -D" + strings.TrimPrefix(d.Rule, "-A")
+	return d.tool() + " -t " + d.table + " -D" + strings.TrimPrefix(d.Rule, "-A")
 }
 
 // rawDrops are what drops packets to containers in table raw: also to those addresses that rules name. Docker ≥ 28 has one for each
 // container.
 func (f Facts) rawDrops() (drops []dropped) {
-	h := f.Plan.Host()
 	if !f.passing() {
 		return nil
 	}
-	into := f.crossings()[0].packet
-	for _, a := range append(f.Filter.addresses("raw", h.Self.Subnet.V4), into.Dst) {
-		into.Dst = a
-		if v := f.Filter.Verdict("raw", "PREROUTING", into); !v.Accept {
-			drops = merge(drops, "raw", "to "+a.String(), v)
+	for _, c := range f.crossings() {
+		into := c.packet
+		own := f.Plan.Host().Self.Subnet.Of(into.family())
+		if !own.Contains(into.Dst) {
+			continue
+		}
+		for _, a := range append(f.Filter.addresses("raw", own), into.Dst) {
+			into.Dst = a
+			if v := f.Filter.Verdict("raw", "PREROUTING", into); !v.Accept {
+				drops = merge(drops, dropped{family: into.family(), table: "raw", ways: []string{"to " + a.String()}, Verdict: v})
+			}
 		}
 	}
 	return drops
 }
 
 func rawDrop(f Facts) []Finding {
-	var rules, ways []string
+	var rules, ways, fixes []string
+	h := f.Plan.Host()
 	for _, d := range f.rawDrops() {
-		rules, ways = append(rules, "iptables-save -t raw: "+d.Rule), append(ways, d.ways...)
+		rules, ways = append(rules, d.tool()+"-save -t raw: "+d.Rule), append(ways, d.ways...)
+		fix := fmt.Sprintf("%s -t raw -I PREROUTING -s %s -d %s -j ACCEPT", d.tool(), h.Config.Range.Of(d.family).Network, h.Self.Subnet.Of(d.family))
+		if !slices.Contains(fixes, fix) {
+			fixes = append(fixes, fix)
+		}
 	}
 	if len(rules) == 0 {
 		return nil
 	}
-	h := f.Plan.Host()
 	fix := "systemctl start tulle: its agent accepts them before (chain TULLE-PREROUTING of table raw)"
 	if !h.Forward {
-		fix = fmt.Sprintf("start the agent without --forward-rules=false; or accept them: iptables -t raw -I PREROUTING -s %s -d %s -j ACCEPT",
-			h.Config.Range.V4.Network, h.Self.Subnet.V4)
+		fix = "start the agent without --forward-rules=false; or accept them: " + strings.Join(fixes, "; ")
 	}
 	return one(fmt.Sprintf("table raw drops packets %s before anything accepts them, as Docker does from version 28 on", strings.ReplaceAll(some(ways), "\n", ", ")),
 		some(rules), fix)
@@ -212,7 +244,7 @@ func rawDrop(f Facts) []Finding {
 // addresses are those within p that the rules of a table are about.
 func (f Filter) addresses(table string, p netip.Prefix) (all []netip.Addr) {
 	for _, set := range f.sets {
-		for _, c := range set[table] {
+		for _, c := range set.tables[table] {
 			for _, r := range c.rules {
 				words := strings.Fields(r.text)
 				i := slices.Index(words, "-d")
@@ -232,7 +264,7 @@ func (f Filter) addresses(table string, p netip.Prefix) (all []netip.Addr) {
 // drops packets of others too has a name of its own.
 func (f Facts) bridgedDrops() []dropped {
 	h := f.Plan.Host()
-	if h.Bridge == "" || f.Sysctls[bridgeCall] != "1" {
+	if h.Bridge == "" || f.Sysctls[bridgeCall] != "1" || !h.Self.Subnet.V4.IsValid() { // the sysctl is IPv4's
 		return nil
 	}
 	own := second(h.Self.Subnet.V4.Addr())
@@ -241,7 +273,7 @@ func (f Facts) bridgedDrops() []dropped {
 	if v.Accept || named || strings.Contains(v.Rule, fmt.Sprintf("-i %s -o %s -j DROP", h.Bridge, h.Bridge)) {
 		return nil
 	}
-	return []dropped{{"filter", []string{"between containers of this host"}, v}}
+	return []dropped{{table: "filter", ways: []string{"between containers of this host"}, Verdict: v}}
 }
 
 func brNetfilter(f Facts) (findings []Finding) {
@@ -269,15 +301,18 @@ func rpFilter(f Facts) (findings []Finding) {
 	}
 	fix := fmt.Sprintf("sysctl -w %s=2", conf(dev, "rp_filter"))
 	for _, p := range f.Paths {
-		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" {
+		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" && p.Public.Is4() {
 			findings = one(fmt.Sprintf("the reverse path filter of %s drops what peers send: packets to them leave by %s", dev, p.Outer.Dev),
 				fmt.Sprintf("sysctl: %s = 1; ip route get fibmatch %s: %s", strict, p.Public, p.Outer), fix)
 			break
 		}
 	}
+	if !h.Self.Subnet.V4.IsValid() { // IPv6 has no such filter
+		return findings
+	}
 	own := second(h.Self.Subnet.V4.Addr())
 	for _, p := range f.Paths {
-		if p.Direct { // the way back is by the same device
+		if p.direct() || !p.Public.Is4() { // the way back is by the same device
 			continue
 		}
 		v := f.Filter.Verdict("nat", "POSTROUTING", Packet{In: h.Bridge, Out: dev, Src: own, Dst: p.Public, Protocol: "tcp", State: "NEW"})
@@ -301,17 +336,17 @@ func outerFiltered(f Facts) (findings []Finding) {
 	}
 	seen := map[string]bool{}
 	for _, d := range drops {
-		if seen[d.table+d.Rule] {
+		if seen[d.tool()+d.table+d.Rule] {
 			continue
 		}
-		seen[d.table+d.Rule] = true
+		seen[d.tool()+d.table+d.Rule] = true
 		fix := d.without()
 		if d.Position == 0 {
-			_, got := outerPackets(f.Plan.Host().Underlay, f.outer(), f.Paths[0].Public)
-			fix = fmt.Sprintf("iptables -I %s %s, for good: in whatever makes your rules", d.Chain, got.accept())
+			_, got := outerPackets(f.Plan.Host().Underlay, d.carrier, f.Paths[0].Public)
+			fix = fmt.Sprintf("%s -I %s %s, for good: in whatever makes your rules", d.tool(), d.Chain, got.accept())
 		}
-		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], f.outer()),
-			Evidence: fmt.Sprintf("iptables-save -t %s: %s", d.table, d.Rule), Fix: fix})
+		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], d.carrier),
+			Evidence: fmt.Sprintf("%s-save -t %s: %s", d.tool(), d.table, d.Rule), Fix: fix})
 	}
 	return findings
 }
@@ -324,10 +359,10 @@ func (f Facts) outerDrops(p Path) []dropped {
 
 // outerVerdicts are those on each of the chains that the overlay's packets pass on this host.
 func (f Facts) outerVerdicts(p Path) (all []dropped) {
-	if p.Direct {
+	if p.direct() {
 		return nil
 	}
-	out, in := outerPackets(f.Plan.Host().Underlay, f.outer(), p.Public)
+	out, in := outerPackets(f.Plan.Host().Underlay, p.Carrier, p.Public)
 	for _, step := range []struct {
 		table, chain, way string
 		packet            Packet
@@ -335,7 +370,7 @@ func (f Facts) outerVerdicts(p Path) (all []dropped) {
 		{"raw", "PREROUTING", "from peers", in}, {"mangle", "PREROUTING", "from peers", in}, {"mangle", "INPUT", "from peers", in}, {"filter", "INPUT", "from peers", in},
 		{"raw", "OUTPUT", "to peers", out}, {"mangle", "OUTPUT", "to peers", out}, {"filter", "OUTPUT", "to peers", out}, {"mangle", "POSTROUTING", "to peers", out},
 	} {
-		all = append(all, dropped{step.table, []string{step.way}, f.Filter.Verdict(step.table, step.chain, step.packet)})
+		all = append(all, dropped{step.packet.family(), step.table, []string{step.way}, f.Filter.Verdict(step.table, step.chain, step.packet), p.Carrier})
 	}
 	return all
 }

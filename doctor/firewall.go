@@ -13,6 +13,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/netfilter"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // Packet is a hypothetical packet, as far as rules ask about it. What is left empty is not known, unless said otherwise.
@@ -43,12 +47,24 @@ type Verdict struct {
 // Filter is a host's packet filter, as iptables tells it. Doubtful are the rules that might have decided otherwise: what they
 // ask for is not understood, and so taken as not being so.
 type Filter struct {
-	sets    []ruleset // legacy tables and nftables' are two, and a packet must pass both
+	sets    []ruleset // legacy tables, nftables' and the agent's own there are three, and a packet must pass all
 	foreign []foreign
 }
 
-// ruleset are the chains of each table, by name.
-type ruleset map[string]map[string]*chain
+// ruleset is one family's.
+type ruleset struct {
+	family subnet.Family
+	tables map[string]map[string]*chain // the chains of each table, by name
+	own    bool                         // the agent's table in nftables, which is asked first
+}
+
+// family is p's.
+func (p Packet) family() subnet.Family {
+	if p.Src.Is6() {
+		return subnet.IPv6
+	}
+	return subnet.IPv4
+}
 
 type chain struct {
 	policy string // "" for a chain that is not the kernel's own
@@ -64,7 +80,15 @@ type rule struct {
 }
 
 // foreign is a chain of nftables that is not iptables' and drops something. Its rules are not read.
-type foreign struct{ hook, text string }
+type foreign struct {
+	hook, text string
+	family     string // ip, ip6 or inet
+}
+
+// sees reports whether packets of a family come by.
+func (c foreign) sees(f subnet.Family) bool {
+	return c.family == "inet" || c.family == map[subnet.Family]string{subnet.IPv4: "ip", subnet.IPv6: "ip6"}[f]
+}
 
 // answer is a match's, in order.
 type answer int
@@ -85,8 +109,11 @@ func is(b bool) answer {
 type match func(p Packet) answer
 
 // ParseFilter reads what iptables-save prints, whichever backend it has. What is not understood makes a rule Doubtful.
-func ParseFilter(save string) Filter {
-	set := ruleset{}
+func ParseFilter(save string) Filter { return Filter{sets: []ruleset{parseRules(subnet.IPv4, save)}} }
+
+// parseRules reads what a family's iptables-save prints.
+func parseRules(f subnet.Family, save string) ruleset {
+	set := map[string]map[string]*chain{}
 	var table map[string]*chain
 	for line := range strings.Lines(save) {
 		line = strings.TrimSpace(line)
@@ -111,7 +138,7 @@ func ParseFilter(save string) Filter {
 			table[words[1]].rules = append(table[words[1]].rules, parseRule(line, words[2:]))
 		}
 	}
-	return Filter{sets: []ruleset{set}}
+	return ruleset{family: f, tables: set}
 }
 
 // split splits a line at spaces, but not within double quotes, where a backslash guards what follows.
@@ -213,9 +240,9 @@ func parseMatch(option, value string) match {
 		}
 	case "--mark":
 		return matchMark(value)
-	case "--icmp-type":
+	case "--icmp-type", "--icmpv6-type":
 		return func(p Packet) answer {
-			return is(value == "any" || value == "8" && p.State != "ESTABLISHED" || value == "0" && p.State == "ESTABLISHED")
+			return is(value == "any" || (value == "8" || value == "128") && p.State != "ESTABLISHED" || (value == "0" || value == "129") && p.State == "ESTABLISHED")
 		}
 	case "--dst-type":
 		return matchType(value, func(p Packet) (netip.Addr, bool) { return p.Dst, p.Local })
@@ -228,7 +255,7 @@ func parseMatch(option, value string) match {
 }
 
 // protocols are other names that iptables-save gives a protocol, depending on /etc/protocols: its number first.
-var protocols = map[string][]string{"icmp": {"1"}, "tcp": {"6"}, "udp": {"17"}, "ipencap": {"4", "ipv4"}}
+var protocols = map[string][]string{"icmp": {"1", "ipv6-icmp", "icmpv6", "58"}, "tcp": {"6"}, "udp": {"17"}, "ipencap": {"4", "ipv4"}}
 
 // numberOf is a protocol's number, which iptables takes whatever names it knows.
 func numberOf(protocol string) string { return protocols[protocol][0] }
@@ -331,23 +358,24 @@ func (f Filter) Verdict(table, name string, p Packet) Verdict {
 	v := Verdict{Accept: true, Target: "ACCEPT", Rule: "policy ACCEPT of " + name, Chain: name, Mark: p.Mark}
 	var doubtful []string
 	for _, set := range f.sets {
-		c := set[table][name]
-		if c == nil {
+		c := set.tables[table][name]
+		if c == nil || set.family != p.family() {
 			continue
 		}
-		w := walk{table: set[table], packet: p, steps: maxSteps}
+		w := walk{table: set.tables[table], packet: p, steps: maxSteps}
 		if !w.chain(name) {
 			w.policy(name, c.policy)
 		}
 		v = w.verdict
 		p.Mark = w.packet.Mark
 		v.Mark = p.Mark
-		if doubtful = append(doubtful, w.mattered()...); !v.Accept {
+		doubtful = append(doubtful, w.mattered()...)
+		if decided := set.own && table == "nat" && v.Position > 0; decided || !v.Accept {
 			break
 		}
 	}
 	for _, c := range f.foreign {
-		if here := table == "filter" || table == "raw" && name == "PREROUTING"; here && v.Accept && strings.EqualFold(c.hook, name) {
+		if here := table == "filter" || table == "raw" && name == "PREROUTING"; here && v.Accept && strings.EqualFold(c.hook, name) && c.sees(p.family()) {
 			doubtful = append(doubtful, c.text)
 		}
 	}
@@ -452,35 +480,78 @@ func (r rule) accepts() bool {
 
 func (r rule) drops() bool { return r.target == "DROP" || r.target == "REJECT" }
 
-// ReadFilter reads the IPv4 packet filter of the calling thread's network namespace. It needs root, and iptables.
-func ReadFilter(ctx context.Context) (Filter, error) {
-	path, err := exec.LookPath("iptables-save")
+// ReadFilter reads the packet filter of the calling thread's network namespace. It needs root, and iptables or nft.
+func ReadFilter(ctx context.Context) (f Filter, err error) {
+	for _, family := range []subnet.Family{subnet.IPv4, subnet.IPv6} {
+		sets, err := readRules(ctx, family)
+		if err != nil {
+			return Filter{}, err
+		}
+		f.sets = append(f.sets, sets...)
+	}
+	text, err := output(ctx, "nft", "-j", "list", "ruleset")
+	if err != nil && len(f.sets) == 0 {
+		return Filter{}, errors.New("iptables is not installed, and no nft, so what the packet filter does is not known: install one of them (apt install iptables)")
+	}
+	if err == nil {
+		f.foreign = parseForeign([]byte(text))
+	}
+	return f, nil
+}
+
+// iptablesOf is the program that knows a family's rules.
+func iptablesOf(f subnet.Family) string {
+	if f == subnet.IPv4 {
+		return "iptables"
+	}
+	return "ip6tables"
+}
+
+// readRules reads what iptables has of one family; nothing if it is not installed.
+func readRules(ctx context.Context, family subnet.Family) (sets []ruleset, err error) {
+	name := iptablesOf(family)
+	path, err := exec.LookPath(name + "-save")
 	if err != nil {
-		return Filter{}, errors.New("iptables is not installed, so what the packet filter does is not known: install it (apt install iptables)")
+		return nil, nil
 	}
 	paths := []string{path}
 	program, _ := filepath.EvalSymlinks(path)
 	switch {
 	case strings.Contains(filepath.Base(program), "nft"):
-		paths = append(paths, "iptables-legacy-save")
+		paths = append(paths, name+"-legacy-save")
 	case strings.Contains(filepath.Base(program), "legacy"):
-		paths = append(paths, "iptables-nft-save")
+		paths = append(paths, name+"-nft-save")
 	}
-	var f Filter
 	for i, path := range paths {
 		text, err := output(ctx, path)
 		switch {
 		case i > 0 && err != nil: // not there, or for a kernel without its modules: then there are no such tables
 			continue
 		case err != nil:
-			return Filter{}, err
+			return nil, err
 		}
-		f.sets = append(f.sets, ParseFilter(text).sets...)
+		sets = append(sets, parseRules(family, text))
 	}
-	if text, err := output(ctx, "nft", "-j", "list", "ruleset"); err == nil {
-		f.foreign = parseForeign([]byte(text))
+	return sets, nil
+}
+
+// addOwn adds what the agent's own table in nftables has of what it wants.
+func (f *Filter) addOwn(want backend.Firewall) error {
+	saves, err := netfilter.Held(want)
+	for family, save := range saves.All() {
+		own := parseRules(family, save)
+		own.own = true
+		f.sets = slices.Insert(f.sets, 0, own)
 	}
-	return f, nil
+	return err
+}
+
+// lookAtFilter comes after lookAtNetwork, which knows what the agent wants.
+func (f *Facts) lookAtFilter(ctx context.Context) (err error) {
+	if f.Filter, err = ReadFilter(ctx); err != nil || f.Plan == nil {
+		return err
+	}
+	return f.Filter.addOwn(f.Plan.State().Firewall)
 }
 
 func output(ctx context.Context, name string, args ...string) (string, error) {
@@ -493,8 +564,8 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// parseForeign finds, in what nft -j prints, the chains at hooks that belong to tables which drop something, iptables' own left
-// out. Which packets they drop is not read.
+// parseForeign finds, in what nft -j prints, the chains at hooks that belong to tables which drop something, iptables' own and the
+// agent's left out. Which packets they drop is not read.
 func parseForeign(text []byte) (chains []foreign) {
 	var listed struct {
 		Nftables []struct {
@@ -520,11 +591,12 @@ func parseForeign(text []byte) (chains []foreign) {
 	for _, object := range listed.Nftables {
 		c := object.Chain
 		table := c.Family + " " + c.Table
-		ofIPTables := slices.Contains([]string{"ip filter", "ip nat", "ip raw", "ip mangle", "ip security"}, table)
-		if c.Hook == "" || !drops[table] || ofIPTables || c.Family != "ip" && c.Family != "inet" {
+		known := strings.HasPrefix(c.Family, "ip") && slices.Contains([]string{"filter", "nat", "raw", "mangle", "security"}, c.Table) || table == "inet tulle"
+		if c.Hook == "" || !drops[table] || known || !slices.Contains([]string{"ip", "ip6", "inet"}, c.Family) {
 			continue
 		}
-		chains = append(chains, foreign{c.Hook, fmt.Sprintf("nftables' table %s, chain %s at hook %s: look at it with nft list table %s", table, c.Name, c.Hook, table)})
+		text := fmt.Sprintf("nftables' table %s, chain %s at hook %s: look at it with nft list table %s", table, c.Name, c.Hook, table)
+		chains = append(chains, foreign{c.Hook, text, c.Family})
 	}
 	return chains
 }

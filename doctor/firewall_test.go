@@ -15,6 +15,10 @@ import (
 
 	"github.com/rogpeppe/go-internal/txtar"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/netfilter"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 var update = flag.Bool("update", false, "write the results in testdata anew")
@@ -120,7 +124,7 @@ func TestTwoFilters(t *testing.T) {
 		return ParseFilter("*filter\n:FORWARD ACCEPT [0:0]\n:OTHER - [0:0]\n" + rules + "COMMIT\n").sets[0]
 	}
 	pass, drop, doubt := save("-A FORWARD -j ACCEPT\n"), save("-A FORWARD -j DROP\n"), save("-A FORWARD -m set --match-set x src -j DROP\n")
-	native := foreign{"forward", "nftables' table inet a"}
+	native := foreign{"forward", "nftables' table inet a", "inet"}
 	for _, test := range []struct {
 		filter       Filter
 		accept, sure bool
@@ -133,7 +137,7 @@ func TestTwoFilters(t *testing.T) {
 		{Filter{sets: []ruleset{doubt, pass}}, true, false},
 		{Filter{sets: []ruleset{pass}, foreign: []foreign{native}}, true, false},
 		{Filter{sets: []ruleset{drop}, foreign: []foreign{native}}, false, true},
-		{Filter{sets: []ruleset{pass}, foreign: []foreign{{"input", "x"}}}, true, true},
+		{Filter{sets: []ruleset{pass}, foreign: []foreign{{"input", "x", "ip"}}}, true, true},
 	} {
 		if v := test.filter.Verdict("filter", "FORWARD", Packet{}); v.Accept != test.accept || v.Sure != test.sure {
 			t.Errorf("%+v: %+v", test.filter, v)
@@ -152,8 +156,10 @@ func TestForeign(t *testing.T) {
 		{"chain": {"family": "ip6", "table": "six", "name": "in", "hook": "input", "policy": "drop"}},
 		{"chain": {"family": "inet", "table": "zones", "name": "filter_FORWARD", "hook": "forward", "policy": "accept"}},
 		{"chain": {"family": "inet", "table": "zones", "name": "own"}},
+		{"chain": {"family": "inet", "table": "tulle", "name": "prerouting-raw", "hook": "prerouting", "policy": "accept"}},
+		{"rule": {"family": "inet", "table": "tulle", "chain": "prerouting-raw", "expr": [{"drop": null}]}},
 		{"rule": {"family": "inet", "table": "zones", "chain": "own", "expr": [{"reject": {"type": "icmpx"}}]}}]}`))
-	if len(got) != 2 || got[0].hook != "input" || !strings.Contains(got[0].text, "inet policy") || got[1].hook != "forward" || !strings.Contains(got[1].text, "filter_FORWARD") {
+	if len(got) != 3 || got[0].hook != "input" || !strings.Contains(got[0].text, "inet policy") || got[1].family != "ip6" || got[2].hook != "forward" || !strings.Contains(got[2].text, "filter_FORWARD") {
 		t.Errorf("%+v", got)
 	}
 	if got := parseForeign([]byte("no JSON")); got != nil {
@@ -163,22 +169,7 @@ func TestForeign(t *testing.T) {
 
 // TestReadFilter has rules in nftables by iptables, in the legacy tables, and in a table of nftables' own: all three count.
 func TestReadFilter(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("TULLE_TEST_ROOT") == "1" {
-			t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-		}
-		t.Skip("needs root, for a network namespace")
-	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the namespace with it
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
-	run := func(command string) {
-		t.Helper()
-		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", command, err, out)
-		}
-	}
+	run := shell(t)
 	p := Packet{In: "docker0", Out: "tulle.1", Src: netip.MustParseAddr("10.5.1.2"), Dst: netip.MustParseAddr("10.5.2.2"), Protocol: "icmp", State: "NEW"}
 	for _, step := range []struct {
 		command      string
@@ -203,6 +194,64 @@ func TestReadFilter(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if _, err := ReadFilter(t.Context()); err == nil || !strings.Contains(err.Error(), "apt install iptables") {
 		t.Errorf("without iptables: %v", err)
+	}
+}
+
+// shell returns what runs commands in a network namespace of the test's own, which the calling goroutine is in, too.
+func shell(t *testing.T) (run func(command string)) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("TULLE_TEST_ROOT") == "1" {
+			t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
+		}
+		t.Skip("needs root, for a network namespace")
+	}
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the namespace with it
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	return func(command string) {
+		t.Helper()
+		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+	}
+}
+
+// The agent's own table in nftables is asked first, and what it says about a source is the last word.
+func TestOwnTable(t *testing.T) {
+	run := shell(t)
+	policy := backend.Firewall{Network: subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix("10.5.0.0/16"), V6: netip.MustParsePrefix("fd00:5::/48")},
+		Subnet:     subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix("10.5.1.0/24"), V6: netip.MustParsePrefix("fd00:5:0:1::/64")},
+		Masquerade: subnet.Pair[bool]{V4: true, V6: true}, Forward: true, Bridge: "docker0", From: backend.Devices{"tulle.1"}}
+	filter, err := netfilter.Open(netfilter.NFTables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer filter.Close()
+	if _, err := filter.Apply(t.Context(), policy); err != nil {
+		t.Fatal(err)
+	}
+	run("iptables-nft -t nat -A POSTROUTING -s 10.5.1.0/24 ! -o docker0 -j MASQUERADE && ip6tables-nft -t nat -A POSTROUTING -s fd00:5:0:1::/64 ! -o docker0 -j MASQUERADE")
+	f, err := ReadFilter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.addOwn(policy); err != nil {
+		t.Fatal(err)
+	}
+	for question, want := range map[string]string{
+		"nat POSTROUTING out tulle.1 src 10.5.1.2 dst 10.5.2.2":                                "ACCEPT",
+		"nat POSTROUTING out eth0 src 10.5.1.2 dst 192.0.2.9":                                  "MASQUERADE",
+		"nat POSTROUTING out tulle.1 src fd00:5:0:1::2 dst fd00:5:0:2::2":                      "ACCEPT",
+		"nat POSTROUTING out eth0 src fd00:5:0:1::2 dst 2001:db8::9":                           "MASQUERADE",
+		"raw PREROUTING in tulle.1 src 10.5.2.2 dst 10.5.1.2":                                  "ACCEPT",
+		"raw PREROUTING in eth0 src 10.5.2.2 dst 10.5.1.2":                                     "DROP",
+		"raw PREROUTING in eth0 src fd00:5:0:2::2 dst fd00:5:0:1::2":                           "DROP",
+		"filter FORWARD in tulle.1 out docker0 src fd00:5:0:2::2 dst fd00:5:0:1::2 tcp 80 NEW": "ACCEPT",
+	} {
+		if got := verdictOf(t, f, question); !strings.HasPrefix(got, want+" ") || strings.Contains(got, "but for") {
+			t.Errorf("%s: %s", question, got)
+		}
 	}
 }
 

@@ -118,9 +118,9 @@ func (f *PathFacts) pass(p passage) Hop {
 		case !v.Sure:
 			return unknown(what, fmt.Sprintf("%s (table %s), unless one of these decides first: %s", v.Rule, at[0], strings.Join(v.Doubtful, "; ")))
 		case hidden:
-			return wrong(what, fmt.Sprintf("its source is replaced, so the peer does not see the container: %s (table nat)", v.Rule), f.filterFix(at[0], at[1], v, p.accept))
+			return wrong(what, fmt.Sprintf("its source is replaced, so the peer does not see the container: %s (table nat)", v.Rule), f.filterFix(p, at[0], at[1], v))
 		}
-		return wrong(what, fmt.Sprintf("dropped by %s (table %s)", v.Rule, at[0]), f.filterFix(at[0], at[1], v, p.accept))
+		return wrong(what, fmt.Sprintf("dropped by %s (table %s)", v.Rule, at[0]), f.filterFix(p, at[0], at[1], v))
 	}
 	if len(doubtful) > 0 {
 		return unknown(what, "passes, unless one of these decides otherwise: "+strings.Join(doubtful, "; "))
@@ -130,15 +130,17 @@ func (f *PathFacts) pass(p passage) Hop {
 
 // filterFix says how a packet that came to a chain gets past a rule: past Docker's, and past a policy of FORWARD, the agent's
 // own rules let it.
-func (f *PathFacts) filterFix(table, chain string, v Verdict, accept string) string {
-	insert := fmt.Sprintf("iptables -t %s -I %s %s", table, chain, accept)
+func (f *PathFacts) filterFix(p passage, table, chain string, v Verdict) string {
+	family := p.packet.family()
+	tool := iptablesOf(family)
+	insert := fmt.Sprintf("%s -t %s -I %s %s", tool, table, chain, p.accept)
 	docker := strings.HasPrefix(v.Chain, "DOCKER") || table == "raw" && strings.Contains(v.Rule, "! -i ") || v.Target == "MASQUERADE"
 	forwarded := v.Chain == "FORWARD" && v.Position == 0
 	switch h := f.Plan.Host(); {
-	case (docker || forwarded) && (h.Forward || table == "nat" && h.Masquerade.V4):
+	case (docker || forwarded) && (h.Forward || table == "nat" && h.Masquerade.Of(family)):
 		return f.heal(insert)
 	case v.Position == 0:
 		return "accept it: " + insert
 	}
-	return fmt.Sprintf("delete that rule: iptables -t %s -D %s", table, strings.TrimPrefix(v.Rule, "-A "))
+	return fmt.Sprintf("delete that rule: %s -t %s -D %s", tool, table, strings.TrimPrefix(v.Rule, "-A "))
 }

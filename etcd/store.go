@@ -440,15 +440,27 @@ func readConfig(kv *mvccpb.KeyValue) subnet.StoredConfig {
 // watchLink cuts the session off when its connection is lost: the watch itself would go on with the next one, and with
 // another etcd's history if this one was replaced meanwhile.
 func (s *session) watchLink(ctx context.Context, cut context.CancelCauseFunc) {
-	conn := s.client.etcd.ActiveConnection()
-	for had, state := false, conn.GetState(); ; state = conn.GetState() {
-		if had && state != connectivity.Ready {
-			cut(fmt.Errorf("no connection to etcd at %s", strings.Join(s.store.options.Endpoints, ", ")))
-			return
-		}
-		had = state == connectivity.Ready
+	if wasLost(ctx, s.client.etcd.ActiveConnection()) {
+		cut(fmt.Errorf("no connection to etcd at %s", strings.Join(s.store.options.Endpoints, ", ")))
+	}
+}
+
+// link is a gRPC connection.
+type link interface {
+	GetState() connectivity.State
+	WaitForStateChange(ctx context.Context, from connectivity.State) bool
+}
+
+// wasLost waits until a connection that was made is lost; it returns false if ctx ends before. How it is by then does not matter: on a
+// busy machine it may have been made anew before we look.
+func wasLost(ctx context.Context, conn link) bool {
+	for {
+		state := conn.GetState()
 		if !conn.WaitForStateChange(ctx, state) {
-			return
+			return false
+		}
+		if state == connectivity.Ready {
+			return true
 		}
 	}
 }

@@ -13,8 +13,9 @@ import (
 
 // Config is the network's config, as an operator stores it at <prefix>/config. It is comparable.
 type Config struct {
-	Range   Pair[Range] // the zero Range where a family is switched off
-	Backend Backend
+	Range    Pair[Range] // the zero Range where a family is switched off
+	NFTables bool        // rules are made by nftables, unless an agent was told otherwise
+	Backend  Backend
 }
 
 // Backend is the config's Backend object: how packets are carried. Package backend knows the types and their keys.
@@ -37,7 +38,7 @@ func configErr(key, format string, args ...any) error {
 type wireConfig struct {
 	EnableIPv4     *bool // true if absent
 	EnableIPv6     bool
-	EnableNFTables bool // read for compatibility
+	EnableNFTables bool
 	Network        string
 	SubnetLen      int
 	SubnetMin      string
@@ -59,7 +60,7 @@ func ParseConfig(data []byte) (c Config, unknown []string, err error) {
 	if err := DecodeObject("", data, &w); err != nil {
 		return Config{}, nil, err
 	}
-	unknown = UnknownKeys(data, configKeys)
+	unknown, c.NFTables = UnknownKeys(data, configKeys), w.EnableNFTables
 	if w.EnableIPv4 == nil || *w.EnableIPv4 {
 		c.Range.V4, err = parseRange(IPv4, "", w.Network, w.SubnetLen, w.SubnetMin, w.SubnetMax)
 	}

@@ -236,9 +236,9 @@ func usualAddr(text []byte, f Family, a *netip.Addr) bool {
 	return err == nil && !a.IsUnspecified() && public(*a, f)
 }
 
-// public reports whether a can be a host's public address of the family.
+// public reports whether a can be a host's public address of the family. What is link-local of IPv6 says nothing without a device.
 func public(a netip.Addr, f Family) bool {
-	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback()
+	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback() && !(f == IPv6 && a.IsLinkLocalUnicast())
 }
 
 func compact(data json.RawMessage) string {

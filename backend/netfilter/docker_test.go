@@ -59,11 +59,16 @@ func TestDockerUser(t *testing.T) {
 func TestDockerRules(t *testing.T) {
 	eachVariant(t, func(s sandbox) {
 		s.apply(besideDocker())
-		for chain, want := range map[[2]string]string{
-			{"filter", "TULLE-DOCKER"}:  "-s 10.5.0.0/16 -d 10.5.1.0/24 -i tulle.1 -o docker0 -j ACCEPT",
-			{"raw", "TULLE-PREROUTING"}: "-s 10.5.0.0/16 -d 10.5.1.0/24 -i tulle.1 -j ACCEPT",
+		for chain, want := range map[[2]string][]string{
+			{"filter", "TULLE-DOCKER"}: {"-s 10.5.0.0/16 -d 10.5.1.0/24 -i tulle.1 -o docker0 -j ACCEPT"},
+			{"raw", "TULLE-PREROUTING"}: {
+				"-s 10.5.0.0/16 -d 10.5.1.0/24 -i tulle.1 -j ACCEPT",
+				"-s 10.5.0.0/16 -d 10.5.1.0/24 -i docker0 -j RETURN",
+				"-s 10.5.0.0/16 -d 10.5.1.0/24 -i lo -j RETURN",
+				"-s 10.5.0.0/16 -d 10.5.1.0/24 -j DROP",
+			},
 		} {
-			if got := s.rules(chain[0], chain[1]); !slices.Equal(got, []string{want}) {
+			if got := s.rules(chain[0], chain[1]); !slices.Equal(got, want) {
 				s.Errorf("%s has %q, want %q", chain[1], got, want)
 			}
 		}
@@ -108,7 +113,7 @@ func TestDockerUserCleanup(t *testing.T) {
 			eachVariant(t, func(s sandbox) {
 				s.apply(besideDocker())
 				s.runAll(c.commands)
-				if _, err := (&IPTables{}).Cleanup(t.Context()); err != nil {
+				if _, err := s.fresh(IPTables).Cleanup(t.Context()); err != nil {
 					s.Fatal(err)
 				}
 				if stays := strings.Contains(s.save(), ":DOCKER-USER "); stays != c.stays {

@@ -2,14 +2,10 @@ package netfilter
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sync/errgroup"
@@ -31,9 +27,8 @@ type bell struct {
 	c       chan struct{} // capacity one: rings in a row are one ring
 	nft     *nl.NetlinkSocket
 	queries map[int]*nl.SocketHandle
-	legacy  int    // a raw socket, which legacy tables are asked by; -1 if that is not permitted
-	names   string // the file that names the legacy tables in use
-	last    map[string]extent
+	legacy  *legacy                // nil if that is not permitted
+	last    map[legacyTable]extent // of the legacy tables
 }
 
 func newBell() (*bell, error) {
@@ -41,17 +36,24 @@ func newBell() (*bell, error) {
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to nftables' notifications: %w", err)
 	}
-	legacy, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		legacy = -1 // without CAP_NET_RAW the slow resync has to do
-	}
 	questions, err := queries()
 	if err != nil {
+		s.Close()
 		return nil, fmt.Errorf("ask nftables: %w", err)
 	}
-	b := &bell{c: make(chan struct{}, 1), nft: s, queries: questions, legacy: legacy, names: "/proc/self/net/ip_tables_names"}
-	b.last = b.legacyTables()
+	b := &bell{c: make(chan struct{}, 1), nft: s, queries: questions}
+	if b.legacy, err = openLegacy(); err == nil { // without CAP_NET_RAW the slow resync has to do
+		b.last = b.legacy.tables()
+	}
 	return b, nil
+}
+
+func (b *bell) close() {
+	b.nft.Close()
+	b.queries[unix.NETLINK_NETFILTER].Close()
+	if b.legacy != nil {
+		b.legacy.close()
+	}
 }
 
 func (b *bell) ring() {
@@ -89,10 +91,9 @@ func (b *bell) listenNFT(ctx context.Context) error {
 // pollLegacy rings when a legacy table has another number of rules, or rules of another size, than when it last looked. What
 // changes neither is left to the slow resync.
 func (b *bell) pollLegacy(ctx context.Context) {
-	if b.legacy < 0 {
+	if b.legacy == nil {
 		return
 	}
-	defer unix.Close(b.legacy)
 	for {
 		wait := legacyPoll
 		if len(b.last) == 0 {
@@ -103,39 +104,9 @@ func (b *bell) pollLegacy(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
-		if now := b.legacyTables(); !maps.Equal(now, b.last) {
+		if now := b.legacy.tables(); !maps.Equal(now, b.last) {
 			b.last = now
 			b.ring()
 		}
 	}
-}
-
-// extent is how much a legacy table holds.
-type extent struct{ entries, bytes uint32 }
-
-// legacyTables looks at the legacy tables in use, of which there are none where iptables is the nftables one.
-func (b *bell) legacyTables() map[string]extent {
-	names, _ := os.ReadFile(b.names) // no file, no tables
-	tables := map[string]extent{}
-	for _, name := range strings.Fields(string(names)) {
-		if e, err := legacyTable(b.legacy, name); err == nil {
-			tables[name] = e
-		}
-	}
-	return tables
-}
-
-// legacyTable asks for a table's struct ipt_getinfo (linux/netfilter_ipv4/ip_tables.h): name, valid_hooks, hook_entry[5],
-// underflow[5], num_entries, size.
-func legacyTable(socket int, name string) (extent, error) {
-	const getInfo = 64 // IPT_SO_GET_INFO
-	var info [84]byte
-	copy(info[:31], name)
-	length := uint32(len(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(socket), unix.IPPROTO_IP, getInfo,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&length)), 0)
-	if errno != 0 {
-		return extent{}, errno
-	}
-	return extent{binary.NativeEndian.Uint32(info[76:]), binary.NativeEndian.Uint32(info[80:])}, nil
 }

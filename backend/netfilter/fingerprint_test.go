@@ -1,13 +1,9 @@
 package netfilter
 
 import (
-	"fmt"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tulle-net/tulle/backend"
-	"github.com/tulle-net/tulle/subnet"
 )
 
 // A packet filter that nobody has changed is not looked at twice: that takes a program for each table. Whatever somebody
@@ -18,24 +14,28 @@ func TestUnchangedRunsNothing(t *testing.T) {
 		"rule deleted":          "iptables -w -D TULLE-FORWARD 1",
 		"somebody else's rule":  "iptables -w -t nat -I POSTROUTING -s 172.17.0.0/16 -j RETURN",
 		"another table flushed": "iptables -w -t raw -F",
+		"IPv6 rule altered":     "ip6tables -w -R TULLE-FORWARD 1 -s fd00:99::/32 -j ACCEPT",
+		"IPv6 rule deleted":     "ip6tables -w -D TULLE-FORWARD 1",
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachVariant(t, func(s sandbox) {
-				filter, err := Open()
-				if err != nil {
-					s.Fatal(err)
-				}
-				filter.bell.names = fmt.Sprintf("/proc/self/task/%d/net/ip_tables_names", unix.Gettid())
-				policy := besideDocker()
+				filter := s.fresh(IPTables)
+				policy := dual(besideDocker())
 				apply := func(f backend.Firewall) (int, error) { return filter.Apply(s.Context(), f) }
 				for range 2 { // the second finds that the first has done it
 					if _, err := apply(policy); err != nil {
 						s.Fatal(err)
 					}
 				}
-				tool := filter.tools[subnet.IPv4]
-				save := tool.save
-				tool.save = "/bin/false"
+				saves := map[*tool]string{}
+				for _, tool := range filter.tools {
+					saves[tool], tool.save = tool.save, "/bin/false"
+				}
+				restore := func() {
+					for tool, save := range saves {
+						tool.save = save
+					}
+				}
 				if n, err := apply(policy); n != 0 || err != nil {
 					s.Errorf("unchanged: %d, %v", n, err)
 				}
@@ -44,18 +44,20 @@ func TestUnchangedRunsNothing(t *testing.T) {
 				if _, err := apply(other); err == nil {
 					s.Error("it did not look for the sake of another policy")
 				}
-				tool.save = save
+				restore()
 				for range 2 {
 					if _, err := apply(policy); err != nil {
 						s.Fatal(err)
 					}
 				}
 				s.run("%s", command)
-				tool.save = "/bin/false"
+				for tool := range saves {
+					tool.save = "/bin/false"
+				}
 				if _, err := apply(policy); err == nil {
 					s.Error("it did not look after a change")
 				}
-				tool.save = save
+				restore()
 				if _, err := apply(policy); err != nil {
 					s.Error(err)
 				}

@@ -19,7 +19,10 @@ import (
 )
 
 // sandbox is a network namespace of a test's own, on the thread that the test runs on.
-type sandbox struct{ *testing.T }
+type sandbox struct {
+	*testing.T
+	way Choice
+}
 
 // newSandbox moves the calling goroutine into a new namespace. It never unlocks the thread: the runtime ends it with the
 // goroutine, and the namespace, which has no name, with it.
@@ -30,7 +33,7 @@ func newSandbox(t *testing.T) sandbox {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("unshare: %v", err)
 	}
-	s := sandbox{t}
+	s := sandbox{t, IPTables}
 	s.run("ip link set lo up")
 	return s
 }
@@ -51,24 +54,42 @@ func eachVariant(t *testing.T, test func(s sandbox)) {
 	for _, variant := range []string{"nft", "legacy"} {
 		t.Run(variant, func(t *testing.T) {
 			s := newSandbox(t)
-			dir := t.TempDir()
-			for _, name := range []string{"iptables", "ip6tables"} {
-				for _, suffix := range []string{"", "-save", "-restore"} {
-					path, err := exec.LookPath(name + "-" + variant + suffix)
-					if err != nil {
-						t.Skip(err)
-					}
-					if err := os.Symlink(path, filepath.Join(dir, name+suffix)); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-			if out, err := exec.Command("iptables", "-t", "nat", "-S").CombinedOutput(); err != nil {
-				t.Skipf("iptables-%s does not work here: %s", variant, out)
-			}
+			s.use(variant)
 			test(s)
 		})
+	}
+}
+
+// eachWay runs test with each way to make our rules, beside either iptables, which others use. The first is that of s.apply.
+func eachWay(t *testing.T, test func(s sandbox)) {
+	for _, way := range []Choice{IPTables, NFTables} {
+		t.Run(string(way), func(t *testing.T) {
+			eachVariant(t, func(s sandbox) {
+				s.way = way
+				test(s)
+			})
+		})
+	}
+}
+
+// use makes a variant the one that programs find as iptables.
+func (s sandbox) use(variant string) {
+	s.Helper()
+	dir := s.TempDir()
+	for _, name := range []string{"iptables", "ip6tables"} {
+		for _, suffix := range []string{"", "-save", "-restore"} {
+			path, err := exec.LookPath(name + "-" + variant + suffix)
+			if err != nil {
+				s.Skip(err)
+			}
+			if err := os.Symlink(path, filepath.Join(dir, name+suffix)); err != nil {
+				s.Fatal(err)
+			}
+		}
+	}
+	s.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	if out, err := exec.Command("iptables", "-t", "nat", "-S").CombinedOutput(); err != nil {
+		s.Skipf("iptables-%s does not work here: %s", variant, out)
 	}
 }
 
@@ -110,6 +131,21 @@ func (s sandbox) save() string {
 	return all.String()
 }
 
+// everything is all rules of iptables, and our table of nftables.
+func (s sandbox) everything() string {
+	s.Helper()
+	return s.save() + s.table()
+}
+
+// table is our table of nftables, as nft prints it; "" if there is none.
+func (s sandbox) table() string {
+	s.Helper()
+	if !strings.Contains(s.run("nft list tables"), "table inet tulle\n") {
+		return ""
+	}
+	return s.run("nft list table inet tulle")
+}
+
 // rules lists a chain's rules.
 func (s sandbox) rules(table, chain string) []string {
 	s.Helper()
@@ -122,19 +158,42 @@ func (s sandbox) rules(table, chain string) []string {
 	return rules
 }
 
-// apply applies f with a fresh IPTables, as a restarted agent does, and checks that a second time changes nothing.
+// fresh opens a Filter, as a restarted agent does, in the namespace of the calling thread.
+func (s sandbox) fresh(c Choice) *Filter {
+	s.Helper()
+	filter, err := Open(c)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(filter.Close)
+	s.watch(filter.bell)
+	return filter
+}
+
+// watch has a bell see this thread's tables: its own goroutines run on other threads, in other namespaces.
+func (s sandbox) watch(b *bell) {
+	b.legacy.proc = fmt.Sprintf("/proc/self/task/%d/net", unix.Gettid())
+	b.last = b.legacy.tables()
+}
+
+// apply applies f with a fresh Filter, and checks that a second time changes nothing.
 func (s sandbox) apply(f backend.Firewall) int {
 	s.Helper()
-	n, err := new(IPTables).Apply(s.Context(), f)
+	return s.applyBy(s.way, f)
+}
+
+func (s sandbox) applyBy(c Choice, f backend.Firewall) int {
+	s.Helper()
+	n, err := s.fresh(c).Apply(s.Context(), f)
 	if err != nil {
 		s.Fatalf("Apply: %v", err)
 	}
-	after := s.save()
-	again, err := new(IPTables).Apply(s.Context(), f)
+	after := s.everything()
+	again, err := s.fresh(c).Apply(s.Context(), f)
 	if again != 0 || err != nil {
 		s.Errorf("a second Apply changed %d tables, %v", again, err)
 	}
-	if now := s.save(); now != after {
+	if now := s.everything(); now != after {
 		s.Errorf("a second Apply left\n%s\ninstead of\n%s", now, after)
 	}
 	return n
@@ -147,12 +206,12 @@ func (s sandbox) inPlace(f backend.Firewall) {
 		if family != subnet.IPv4 {
 			continue
 		}
-		for _, c := range chains(f, family, true) {
+		for _, c := range policy(f, family) {
 			if len(c.rules) == 0 {
 				continue
 			}
-			if got := s.rules(c.table, c.name); !slices.Equal(got, c.rules) {
-				s.Errorf("chain %s has %q, want %q", c.name, got, c.rules)
+			if got, want := s.rules(c.table, c.name), c.lines(true); !slices.Equal(got, want) {
+				s.Errorf("chain %s has %q, want %q", c.name, got, want)
 			}
 			parent := s.rules(c.table, c.parent)
 			jumps := 0
@@ -179,6 +238,12 @@ func firewall(masquerade, forward bool) backend.Firewall {
 	}
 }
 
+// dual is f for both families.
+func dual(f backend.Firewall) backend.Firewall {
+	f.Network.V6, f.Subnet.V6 = netip.MustParsePrefix("fd00:5::/48"), netip.MustParsePrefix("fd00:5:0:1::/64")
+	return f
+}
+
 // dockers are the rules that Docker and an operator might have made.
 const dockers = `
 	iptables -w -t nat -N DOCKER
@@ -192,7 +257,6 @@ const dockers = `
 	iptables -w -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
 	iptables -w -t mangle -A PREROUTING -p udp -m udp --dport 9 -j MARK --set-xmark 0x4000/0x4000
 	ip6tables -w -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
-	ip6tables -w -N TULLE-FORWARD
 `
 
 func TestApply(t *testing.T) {
@@ -325,14 +389,13 @@ func TestRenumbered(t *testing.T) {
 func TestCleanup(t *testing.T) {
 	eachVariant(t, func(s sandbox) {
 		s.runAll(dockers)
-		s.run("ip6tables -w -X TULLE-FORWARD") // it would be ours
 		before := s.save()
 		s.apply(firewall(true, true))
 		if foreign := s.foreign(); foreign != before {
 			s.Errorf("foreign rules were\n%s\nnow they are\n%s", before, foreign)
 		}
 		s.run("iptables -w -A FORWARD -j TULLE-FORWARD")
-		removed, err := new(IPTables).Cleanup(s.Context())
+		removed, err := s.fresh(IPTables).Cleanup(s.Context())
 		want := []string{"IPv4 chain TULLE-POSTROUTING in table nat", "IPv4 chain TULLE-FORWARD in table filter"}
 		if err != nil || !slices.Equal(removed, want) {
 			s.Errorf("removed %q, %v", removed, err)
@@ -340,45 +403,44 @@ func TestCleanup(t *testing.T) {
 		if after := s.save(); after != before {
 			s.Errorf("was\n%s\nis\n%s", before, after)
 		}
-		if removed, err := new(IPTables).Cleanup(s.Context()); err != nil || len(removed) > 0 {
+		if removed, err := s.fresh(IPTables).Cleanup(s.Context()); err != nil || len(removed) > 0 {
 			s.Errorf("again: %q, %v", removed, err)
 		}
 	})
 }
 
-// A family that the network does not have is none of our business.
-func TestOtherFamilyIsLeftAlone(t *testing.T) {
-	eachVariant(t, func(s sandbox) {
-		s.run("ip6tables -w -N TULLE-FORWARD")
-		before := volatile.ReplaceAllString(s.run("ip6tables-save -t filter"), "")
+// A family that the network has no more has no rules of ours left.
+func TestOtherFamilyIsSwept(t *testing.T) {
+	eachWay(t, func(s sandbox) {
 		s.apply(firewall(true, true))
-		if after := volatile.ReplaceAllString(s.run("ip6tables-save -t filter"), ""); after != before {
+		before := s.everything()
+		s.apply(dual(firewall(true, true)))
+		s.apply(firewall(true, true))
+		if after := s.everything(); after != before {
 			s.Errorf("was\n%s\nis\n%s", before, after)
 		}
 	})
 }
 
-// IPv6 is not in networks yet, but the rules are rendered the same way.
 func TestIPv6(t *testing.T) {
 	eachVariant(t, func(s sandbox) {
-		f := firewall(true, true)
-		f.Network.V6, f.Subnet.V6 = netip.MustParsePrefix("fd00:5::/48"), netip.MustParsePrefix("fd00:5:0:1::/64")
-		if n := s.apply(f); n != 4 {
+		if n := s.apply(dual(firewall(true, true))); n != 4 {
 			s.Errorf("changed %d tables, want 4", n)
 		}
 		want := "-A TULLE-POSTROUTING -s fd00:5::/48 ! -d ff00::/8 -j MASQUERADE --random-fully\n"
 		if save := s.save(); !strings.Contains(save, want) {
 			s.Errorf("no %q in\n%s", want, save)
 		}
-		if removed, err := new(IPTables).Cleanup(s.Context()); err != nil || len(removed) != 4 {
+		if removed, err := s.fresh(IPTables).Cleanup(s.Context()); err != nil || len(removed) != 4 {
 			s.Errorf("removed %q, %v", removed, err)
 		}
 	})
 }
 
 func TestNotInstalled(t *testing.T) {
+	s := newSandbox(t)
 	t.Setenv("PATH", t.TempDir())
-	_, err := new(IPTables).Apply(t.Context(), firewall(true, true))
+	_, err := s.fresh(IPTables).Apply(t.Context(), firewall(true, true))
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -388,10 +450,10 @@ func TestNotInstalled(t *testing.T) {
 		}
 	}
 	// What the error advises must help.
-	if n, err := new(IPTables).Apply(t.Context(), firewall(false, false)); n != 0 || err != nil {
+	if n, err := s.fresh(IPTables).Apply(t.Context(), firewall(false, false)); n != 0 || err != nil {
 		t.Errorf("with our rules off: changed %d tables, %v", n, err)
 	}
-	if removed, err := new(IPTables).Cleanup(t.Context()); err != nil || len(removed) > 0 {
+	if removed, err := s.fresh(IPTables).Cleanup(t.Context()); err != nil || len(removed) > 0 {
 		t.Errorf("Cleanup: %q, %v", removed, err)
 	}
 }

@@ -6,57 +6,97 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
-// lab is a host, which is the sandbox, between a container and everything else: another machine on the underlay,
-// 203.0.113.2, and behind the same wire a peer's container, 10.5.2.2. Everything else knows a way to all containers: a packet
-// that should have been masqueraded and was not arrives all the same.
+// lab is a host, which is the sandbox, with a container on docker0, a peer's container behind tulle.1, and everything else, the world,
+// behind eth0. Everybody knows a way to all containers: a packet that should have been masqueraded and was not arrives all the same.
 type lab struct {
 	sandbox
-	host, container, world netns.NsHandle
+	host, container, peer, world netns.NsHandle
+}
+
+// addresses are those of one family.
+type addresses struct {
+	gateway, container string // on docker0
+	vtep, peer         string // on tulle.1
+	underlay, world    string // on eth0
+	other              string // the host's, elsewhere
+	liar               string // a peer's container's, which the world uses
+}
+
+func addressesOf(f subnet.Family) addresses {
+	if f == subnet.IPv4 {
+		return addresses{"10.5.1.1", "10.5.1.2", "10.5.1.0", "10.5.2.2", "203.0.113.1", "203.0.113.2", "198.51.100.1", "10.5.3.3"}
+	}
+	return addresses{"fd00:5:0:1::1", "fd00:5:0:1::2", "fd00:5:0:1::3", "fd00:5:0:2::2", "2001:db8::1", "2001:db8::2", "2001:db8:1::1", "fd00:5:0:3::3"}
 }
 
 func newLab(s sandbox) *lab {
 	s.Helper()
 	l := &lab{sandbox: s}
 	l.host = l.handle(netns.Get())
-	l.container = l.handle(netns.New())
-	l.world = l.handle(netns.New())
+	l.container, l.peer, l.world = l.handle(netns.New()), l.handle(netns.New()), l.handle(netns.New())
+	for _, ns := range []netns.NsHandle{l.host, l.container, l.peer, l.world} { // nobody else has these addresses: nothing to wait for
+		l.in(ns, func() { l.write("ipv6/conf/default/accept_dad", "0") })
+	}
 	l.in(l.host, func() {
-		s.runAll(fmt.Sprintf(`
-			ip link add docker0 type veth peer name eth0 netns %[1]s
-			ip link add eth0 type veth peer name eth0 netns %[2]s
-			ip addr add 10.5.1.1/24 dev docker0
-			ip addr add 203.0.113.1/24 dev eth0
-			ip addr add 198.51.100.1/32 dev lo
-			ip link set docker0 up
-			ip link set eth0 up
-			ip route add 10.5.2.0/24 via 203.0.113.2
-		`, l.path(l.container), l.path(l.world)))
-		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-			l.Fatal(err)
+		for device, ns := range map[string]netns.NsHandle{"docker0": l.container, "tulle.1": l.peer, "eth0": l.world} {
+			s.run("ip link add %s type veth peer name eth0 netns %s", device, l.path(ns))
+			s.run("ip link set %s up", device)
 		}
+		l.write("ipv4/ip_forward", "1")
+		l.write("ipv6/conf/all/forwarding", "1")
 	})
-	l.in(l.container, func() {
-		s.runAll(`
-			ip addr add 10.5.1.2/24 dev eth0
-			ip link set eth0 up
-			ip route add default via 10.5.1.1
-		`)
-	})
-	l.in(l.world, func() {
-		s.runAll(`
-			ip addr add 203.0.113.2/24 dev eth0
-			ip addr add 10.5.2.2/24 dev eth0
-			ip link set eth0 up
-			ip route add default via 203.0.113.1
-		`)
-	})
+	for _, f := range families() {
+		l.address(f, addressesOf(f))
+	}
 	return l
+}
+
+func (l *lab) address(f subnet.Family, a addresses) {
+	l.Helper()
+	length := map[subnet.Family]int{subnet.IPv4: 24, subnet.IPv6: 64}[f]
+	add := func(device, address string, bits int) {
+		l.run("ip addr add %s/%d dev %s", address, bits, device)
+	}
+	l.in(l.host, func() {
+		add("docker0", a.gateway, length)
+		add("tulle.1", a.vtep, f.Bits())
+		add("eth0", a.underlay, length)
+		add("lo", a.other, f.Bits())
+		l.run("ip route add %s dev tulle.1", a.peer)
+		l.run("ip route add %s dev tulle.1", a.liar)
+	})
+	for _, end := range []struct {
+		ns           netns.NsHandle
+		address, via string
+	}{{l.container, a.container, a.gateway}, {l.peer, a.peer, a.vtep}, {l.world, a.world, a.underlay}} {
+		l.in(end.ns, func() {
+			l.run("ip link set eth0 up")
+			l.run("ip link set lo up")
+			add("eth0", end.address, length)
+			l.run("ip route add %s dev eth0", end.via)
+			l.run("ip route add default via %s dev eth0", end.via)
+		})
+	}
+	l.in(l.world, func() { add("lo", a.liar, f.Bits()) })
+}
+
+// write sets a sysctl below net.
+func (l *lab) write(name, value string) {
+	l.Helper()
+	if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+		l.Fatal(err)
+	}
 }
 
 func (l *lab) handle(ns netns.NsHandle, err error) netns.NsHandle {
@@ -83,11 +123,11 @@ func (l *lab) in(ns netns.NsHandle, f func()) {
 	}
 }
 
-func (l *lab) listen(ns netns.NsHandle, addr string) (c *net.UDPConn) {
+func (l *lab) listen(ns netns.NsHandle, addr netip.AddrPort) (c *net.UDPConn) {
 	l.Helper()
 	l.in(ns, func() {
 		var err error
-		if c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr))); err != nil {
+		if c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr)); err != nil {
 			l.Fatal(err)
 		}
 	})
@@ -97,13 +137,14 @@ func (l *lab) listen(ns netns.NsHandle, addr string) (c *net.UDPConn) {
 
 // source sends a packet and returns the source address that it arrives with; the zero Addr if it does not arrive within
 // the wait.
-func (l *lab) source(from netns.NsHandle, src string, to netns.NsHandle, dst string, wait time.Duration) netip.Addr {
+func (l *lab) source(from netns.NsHandle, src string, to netns.NsHandle, dst string, port uint16, wait time.Duration) netip.Addr {
 	l.Helper()
-	receiver := l.listen(to, dst)
+	target := netip.AddrPortFrom(netip.MustParseAddr(dst), port)
+	receiver := l.listen(to, target)
 	defer receiver.Close()
-	sender := l.listen(from, src+":0") // another port each time, or conntrack would remember
+	sender := l.listen(from, netip.AddrPortFrom(netip.MustParseAddr(src), 0)) // another port each time, or conntrack would remember
 	defer sender.Close()
-	if _, err := sender.WriteToUDPAddrPort([]byte("?"), netip.MustParseAddrPort(dst)); err != nil {
+	if _, err := sender.WriteToUDPAddrPort([]byte("?"), target); err != nil {
 		l.Fatal(err)
 	}
 	if err := receiver.SetReadDeadline(time.Now().Add(wait)); err != nil {
@@ -117,66 +158,163 @@ func (l *lab) source(from netns.NsHandle, src string, to netns.NsHandle, dst str
 }
 
 // arrives checks what source a packet has when it arrives.
-func (l *lab) arrives(from netns.NsHandle, src string, to netns.NsHandle, dst string, want string) {
+func (l *lab) arrives(from netns.NsHandle, src string, to netns.NsHandle, dst string, port uint16, want string) {
 	l.Helper()
-	if got := l.source(from, src, to, dst, 5*time.Second); got != netip.MustParseAddr(want) {
+	if got := l.source(from, src, to, dst, port, 5*time.Second); got != netip.MustParseAddr(want) {
 		l.Errorf("%s → %s: arrives from %s, want %s", src, dst, got, want)
 	}
 }
 
+// lost checks that a packet does not arrive.
+func (l *lab) lost(from netns.NsHandle, src string, to netns.NsHandle, dst string, port uint16) {
+	l.Helper()
+	if got := l.source(from, src, to, dst, port, 200*time.Millisecond); got.IsValid() {
+		l.Errorf("%s → %s: a packet from %s arrived", src, dst, got)
+	}
+}
+
+// startDocker makes the rules that a dockerd makes when it starts: its chains, if need be, and the jumps to them, anew and first. From
+// 28 on it drops what comes to containers' addresses from elsewhere.
+func (s sandbox) startDocker(version int) {
+	s.Helper()
+	for _, f := range families() {
+		name, _ := toolName(f)
+		tool := name + " -w "
+		for _, chain := range []string{"DOCKER", "DOCKER-USER"} {
+			if !s.succeeds(tool + "-S " + chain) {
+				s.run("%s -N %s", tool, chain)
+			}
+		}
+		if !s.succeeds(tool + "-t nat -S DOCKER") {
+			s.run("%s -t nat -N DOCKER", tool)
+		}
+		s.run("%s -F DOCKER", tool)
+		s.run("%s -P FORWARD DROP", tool)
+		rules := []string{"FORWARD -i docker0 -o docker0 -j ACCEPT", "FORWARD -i docker0 ! -o docker0 -j ACCEPT", "FORWARD -o docker0 -j DOCKER",
+			"FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", "FORWARD -j DOCKER-USER"}
+		if version >= 28 {
+			rules = append([]string{"DOCKER ! -i docker0 -o docker0 -j DROP"}, rules...)
+			raw := fmt.Sprintf("PREROUTING -d %s ! -i docker0 -j DROP", addressesOf(f).container)
+			s.again(tool+"-t raw", raw)
+		}
+		for _, rule := range rules {
+			s.again(tool, rule)
+		}
+	}
+}
+
+// again deletes a rule, if it is there, and inserts it.
+func (s sandbox) again(tool, rule string) {
+	s.Helper()
+	for s.succeeds(tool + " -D " + rule) {
+	}
+	s.run("%s -I %s", tool, rule)
+}
+
+func (s sandbox) succeeds(command string) bool {
+	words := strings.Fields(command)
+	return exec.Command(words[0], words[1:]...).Run() == nil
+}
+
+// everyPacket runs test with each way to make our rules, in a lab, beside the Dockers of some versions; 0 for none.
+func everyPacket(t *testing.T, versions []int, test func(l *lab, f subnet.Family, a addresses, policy backend.Firewall)) {
+	for _, version := range versions {
+		t.Run(fmt.Sprintf("docker %d", version), func(t *testing.T) {
+			eachWay(t, func(s sandbox) {
+				l := newLab(s)
+				if version > 0 {
+					s.startDocker(version)
+				}
+				for _, f := range families() {
+					test(l, f, addressesOf(f), dual(besideDocker()))
+				}
+			})
+		})
+	}
+}
+
 func TestPackets(t *testing.T) {
-	eachVariant(t, func(s sandbox) {
-		// Docker's policy, which ours must prevail over. Its masquerading of docker0 is off, as the env file says.
-		s.runAll(`
-			iptables -w -P FORWARD DROP
-			iptables -w -t mangle -A PREROUTING -p udp -m udp --dport 4000 -j MARK --set-xmark 0x4000/0x4000
-		`)
-		l := newLab(s)
-		s.apply(firewall(true, true))
+	everyPacket(t, []int{0, 20, 28}, func(l *lab, f subnet.Family, a addresses, policy backend.Firewall) {
+		name, _ := toolName(f)
+		l.run("%s -w -t mangle -A PREROUTING -p udp -m udp --dport 4000 -j MARK --set-xmark 0x4000/0x4000", name)
+		l.apply(policy)
 
 		// Nothing between two members of the overlay is masqueraded.
-		l.arrives(l.container, "10.5.1.2", l.world, "10.5.2.2:9", "10.5.1.2")
-		l.arrives(l.world, "10.5.2.2", l.container, "10.5.1.2:9", "10.5.2.2")
-		// Between the overlay and elsewhere what leaves the host is, what comes to its own containers is not.
-		l.arrives(l.container, "10.5.1.2", l.world, "203.0.113.2:9", "203.0.113.1")
-		l.arrives(l.world, "203.0.113.2", l.container, "10.5.1.2:9", "203.0.113.2")
-		l.arrives(l.host, "198.51.100.1", l.world, "10.5.2.2:9", "203.0.113.1")
-		l.arrives(l.host, "10.5.1.1", l.world, "10.5.2.2:9", "10.5.1.1")
+		l.arrives(l.container, a.container, l.peer, a.peer, 9, a.container)
+		l.arrives(l.peer, a.peer, l.container, a.container, 9, a.peer)
+		l.arrives(l.host, a.gateway, l.peer, a.peer, 9, a.gateway)
+		// Between the overlay and elsewhere what leaves the host is.
+		l.arrives(l.container, a.container, l.world, a.world, 9, a.underlay)
+		l.arrives(l.host, a.other, l.peer, a.peer, 9, a.vtep)
 		// What has nothing to do with the overlay is left alone.
-		l.arrives(l.host, "198.51.100.1", l.world, "203.0.113.2:9", "198.51.100.1")
+		l.arrives(l.host, a.other, l.world, a.world, 9, a.other)
+		l.arrives(l.container, a.container, l.world, a.world, 4000, a.container) // marked to be exempt
 
-		l.arrives(l.container, "10.5.1.2", l.world, "203.0.113.2:4000", "10.5.1.2") // marked to be exempt
-		s.apply(firewall(false, true))
-		l.arrives(l.container, "10.5.1.2", l.world, "203.0.113.2:9", "10.5.1.2")
-
-		s.apply(firewall(false, false))
-		if got := l.source(l.container, "10.5.1.2", l.world, "203.0.113.2:9", 200*time.Millisecond); got.IsValid() {
-			s.Errorf("without forwarding rules, under a policy of DROP, a packet from %s arrived", got)
-		}
+		policy.Masquerade = subnet.Pair[bool]{}
+		l.apply(policy)
+		l.arrives(l.container, a.container, l.world, a.world, 9, a.container)
 	})
 }
 
-// A dockerd that was not told --ip-masq=false masquerades its bridge. It must not hide containers from their peers.
+// What comes to a host's own containers from elsewhere keeps its source, if nobody drops it.
+func TestFromElsewhere(t *testing.T) {
+	everyPacket(t, []int{0}, func(l *lab, f subnet.Family, a addresses, policy backend.Firewall) {
+		l.apply(policy)
+		l.arrives(l.world, a.world, l.container, a.container, 9, a.world)
+	})
+}
+
+// Without our rules, Docker's policy of DROP keeps peers out.
+func TestNotForwarded(t *testing.T) {
+	everyPacket(t, []int{20, 28}, func(l *lab, f subnet.Family, a addresses, policy backend.Firewall) {
+		l.apply(policy)
+		policy.Forward = false
+		l.apply(policy)
+		l.lost(l.peer, a.peer, l.container, a.container, 9)
+	})
+}
+
+// A packet that claims to come from a peer's container, and comes by the underlay, is dropped, whatever others accept.
+func TestSpoofed(t *testing.T) {
+	everyPacket(t, []int{0, 20, 28}, func(l *lab, f subnet.Family, a addresses, policy backend.Firewall) {
+		name, _ := toolName(f)
+		l.run("%s -w -I FORWARD -o docker0 -j ACCEPT", name)
+		l.again(name+" -w -t raw", "PREROUTING -i eth0 -j ACCEPT")
+		l.write("ipv4/conf/all/rp_filter", "0")
+		l.write("ipv4/conf/eth0/rp_filter", "0")
+		l.arrives(l.world, a.liar, l.container, a.container, 9, a.liar) // else this shows nothing
+		l.apply(policy)
+		l.lost(l.world, a.liar, l.container, a.container, 9)
+		l.arrives(l.peer, a.peer, l.container, a.container, 9, a.peer)
+		l.arrives(l.world, a.world, l.container, a.container, 9, a.world)
+		l.arrives(l.host, a.gateway, l.container, a.container, 9, a.gateway)
+		policy.Forward = false
+		l.apply(policy)
+		l.arrives(l.world, a.liar, l.container, a.container, 9, a.liar)
+	})
+}
+
+// A dockerd that was not told --ip-masq=false masquerades its bridge. It must not hide containers from their peers, also when its
+// rule comes first.
 func TestDockersMasquerading(t *testing.T) {
-	eachVariant(t, func(s sandbox) {
-		l := newLab(s)
-		s.run("iptables -w -t nat -A POSTROUTING -s 10.5.1.0/24 ! -o docker0 -j MASQUERADE")
-		s.apply(firewall(true, true))
-		l.arrives(l.container, "10.5.1.2", l.world, "10.5.2.2:9", "10.5.1.2")
-		l.arrives(l.container, "10.5.1.2", l.world, "203.0.113.2:9", "203.0.113.1")
+	everyPacket(t, []int{20}, func(l *lab, f subnet.Family, a addresses, policy backend.Firewall) {
+		name, _ := toolName(f)
+		l.apply(policy)
+		l.run("%s -w -t nat -I POSTROUTING -s %s ! -o docker0 -j MASQUERADE", name, policy.Subnet.Of(f))
+		l.apply(policy)
+		l.arrives(l.container, a.container, l.peer, a.peer, 9, a.container)
+		l.arrives(l.container, a.container, l.world, a.world, 9, a.underlay)
 	})
 }
 
 // What an operator drops stays dropped: our forwarding rules come after all others.
 func TestOperatorsDropPrevails(t *testing.T) {
-	eachVariant(t, func(s sandbox) {
-		l := newLab(s)
-		s.apply(firewall(true, true))
-		s.run("iptables -w -I FORWARD -p udp -m udp --dport 9 -j DROP")
-		s.apply(firewall(true, true))
-		if got := l.source(l.container, "10.5.1.2", l.world, "10.5.2.2:9", 200*time.Millisecond); got.IsValid() {
-			s.Error("a dropped packet arrived")
-		}
-		l.arrives(l.container, "10.5.1.2", l.world, "10.5.2.2:10", "10.5.1.2")
+	everyPacket(t, []int{0, 20}, func(l *lab, f subnet.Family, a addresses, policy backend.Firewall) {
+		name, _ := toolName(f)
+		l.apply(policy)
+		l.run("%s -w -I FORWARD -p udp -m udp --dport 9 -j DROP", name)
+		l.apply(policy)
+		l.lost(l.container, a.container, l.peer, a.peer, 9)
+		l.arrives(l.container, a.container, l.peer, a.peer, 10, a.container)
 	})
 }

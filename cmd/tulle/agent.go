@@ -17,6 +17,7 @@ import (
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/extension"
+	"github.com/tulle-net/tulle/backend/firewalld"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/backend/l2"
 	"github.com/tulle-net/tulle/backend/netfilter"
@@ -68,7 +69,8 @@ type agentCmd struct {
 	IPMasq       bool          `name:"ip-masq" default:"true" negatable:"" help:"Masquerade the IPv4 packets that leave the overlay."`
 	IPv6Masq     bool          `name:"ipv6-masq" negatable:"" env:"TULLE_IPV6_MASQ" help:"Masquerade the IPv6 packets that leave the overlay."`
 	PeerGrace    time.Duration `default:"10m" help:"How long peers are kept that an etcd which was wiped, or restored from an older backup, knows no more (default ${default}; 0: not at all)." placeholder:"TIME"`
-	ForwardRules bool          `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain."`
+	ForwardRules bool          `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain, and drop those that only claim to be."`
+	Firewall     string        `default:"auto" enum:"auto,iptables,nftables" help:"What makes the rules: auto, iptables or nftables. auto takes what the network's config, Docker and the host say (default ${default})."`
 	Bridge       string        `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
 	AttachAddrs  int           `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
 	DaemonJSON   string        `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
@@ -101,10 +103,11 @@ func (c *agentCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer k.Close()
-	firewall, err := netfilter.Open()
+	firewall, err := netfilter.Open(netfilter.Choice(c.Firewall))
 	if err != nil {
 		return err
 	}
+	defer firewall.Close()
 	log := c.logger()
 	log.Info("tulle agent", "version", version, "commit", commit, "etcd", c.EtcdEndpoints, "prefix", c.EtcdPrefix)
 	if stranger != nil {
@@ -129,6 +132,7 @@ func (c *agentCmd) Run(ctx context.Context) error {
 		keys,
 		segment,
 		tunnel,
+		firewalld.New(log),
 		extension.New(extension.Options{File: filepath.Join(c.RunDir, "extension.json"), Log: log}),
 	}
 	registry := prometheus.NewRegistry()
