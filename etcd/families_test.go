@@ -412,9 +412,7 @@ func (n *network) alonebut(other string) {
 func TestNoAnswerToAReplacement(t *testing.T) {
 	for _, c := range []struct{ done, reserved bool }{{true, false}, {false, false}, {true, true}, {false, true}} {
 		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
-			var n *network
-			n = newNetwork(t)
-			armed, lost := make(chan struct{}), sync.Once{}
+			n, armed, lost := newNetwork(t), make(chan struct{}), sync.Once{}
 			if c.reserved {
 				n.put("10.5.7.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
 			}
