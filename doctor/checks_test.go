@@ -252,7 +252,9 @@ func (h *host) six(config string) {
 	}
 	h.Devices = append(h.Devices, Device{Name: "eth0", Up: true, MTU: 1500}, Device{Name: "veth1", Kind: "veth", Up: true, MTU: s.MTU, Master: "docker0"})
 	for a := range s.Addrs {
-		h.dev(a.Dev).Addrs = append(h.dev(a.Dev).Addrs, a.Prefix)
+		d := h.dev(a.Dev)
+		d.Addrs = append(d.Addrs, a.Prefix)
+		slices.SortFunc(d.Addrs, netip.Prefix.Compare)
 	}
 	for f, a := range u.Local.All() {
 		h.dev("eth0").Addrs = append(h.dev("eth0").Addrs, netip.PrefixFrom(a, []int{24, 64}[f]))
