@@ -165,7 +165,7 @@ func (a *Agent) news(u subnet.Update) (events []happening) {
 		before, known := a.state.entries[key]
 		_, left := a.state.rejected[key]
 		switch {
-		case key == a.state.own.Lease.Key() || before.Lease.PublicIP == a.state.own.Lease.PublicIP || e.Err != nil:
+		case key == a.state.own.Lease.Key() || subnet.SameHost(before.Lease.PublicIP, a.state.own.Lease.PublicIP) || e.Err != nil:
 		case e == (subnet.Entry{}) && left: // it never was a peer
 		case e == (subnet.Entry{}) && known:
 			events = append(events, happening{key, each(before.Lease.PublicIP), "left"})

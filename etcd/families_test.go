@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -410,9 +412,7 @@ func (n *network) alonebut(other string) {
 func TestNoAnswerToAReplacement(t *testing.T) {
 	for _, c := range []struct{ done, reserved bool }{{true, false}, {false, false}, {true, true}, {false, true}} {
 		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
-			var n *network
-			n = newNetwork(t)
-			armed, lost := make(chan struct{}), sync.Once{}
+			n, armed, lost := newNetwork(t), make(chan struct{}), sync.Once{}
 			if c.reserved {
 				n.put("10.5.7.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
 			}
@@ -513,5 +513,104 @@ func TestPeerReturnsWithMoreFamilies(t *testing.T) {
 	h.sees(c.network)
 	if keys := c.keys(); keys[old].value != "" {
 		t.Errorf("stored is %v", keys)
+	}
+}
+
+// A clone asks for our key just when the config gains a family. We answer with the new key, and it gets none.
+func TestCloneAsksWhileFamiliesChange(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.options.Grace = time.Hour // with time to answer
+	first := n.join(want(both, wide))
+	key, before := first.key(), first.last.Own.Lease.Subnet
+	clone := n.node()
+	clone.Want(want(both, dual))
+	first.Want(want(both, dual))
+	clone.until("refused", func() bool { return clone.last.Own.Err != nil })
+	r := want(both, dual)
+	first.until("both families", func() bool { return serves(first.last.Own.Lease.Subnet, r) && first.last.Own.Err == nil })
+	kept(t, r, before, first.last.Own.Lease.Subnet)
+	if own := clone.last.Own; own.Held() || !strings.HasPrefix(own.Err.Error(), "another host with our public address 192.0.2.1 holds "+key) {
+		t.Errorf("the clone's own is %+v", own)
+	}
+	if held, now := n.alone(); held != first.key() || claimant(now.value) != "" {
+		t.Errorf("stored is %s with %+v", held, now)
+	}
+}
+
+// Two clones in a dual-stack network, one of which has lost a family of its addresses: still one host, and one lease.
+func TestTwoHostsOneAddressDualStack(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.options.Grace = time.Hour
+	first := n.join(want(both, dual))
+	second := n.node()
+	second.Want(want("192.0.2.1", dual))
+	second.until("refused", func() bool { return second.last.Own.Err != nil })
+	first.until("warned", func() bool { return first.last.Own.Rival != "" })
+	if held, now := n.alone(); held != first.key() || claimant(now.value) != "" || second.last.Own.Held() {
+		t.Errorf("stored is %s with %+v; the second's own is %+v", held, now, second.last.Own)
+	}
+}
+
+// Hosts come and go, families come and go, and flannel hosts choose at random meanwhile. When all is quiet each host of ours has what
+// it asks for, and nothing of it is an older lease's.
+func TestFamiliesAtRandom(t *testing.T) {
+	a, b := rand.Uint64(), rand.Uint64()
+	t.Logf("seed: rand.NewPCG(%d, %d)", a, b)
+	r, n := rand.New(rand.NewPCG(a, b)), newNetwork(t)
+	configs := []string{wide, only6,
+		`{"Network":"10.5.0.0/20","EnableIPv6":true,"IPv6Network":"fd12::/60"}`,
+		`{"Network":"10.5.0.0/20","EnableIPv6":true,"IPv6Network":"fd12::/48","IPv6SubnetMax":"fd12:0:0:f::"}`}
+	nodes, last := make([]*node, 5), subnet.Request{}
+	for i := range nodes {
+		nodes[i] = n.node()
+	}
+	for round := range 12 {
+		config := configs[2+round%2]
+		if round < 10 {
+			config = configs[r.IntN(len(configs))]
+		}
+		for i, h := range nodes {
+			if last = want(fmt.Sprintf("192.0.2.%d fd00::%d", i+1, i+1), config); r.IntN(8) == 0 {
+				h.stop()
+				nodes[i] = n.node()
+				nodes[i].Want(after(h.last.Own, last))
+				continue
+			}
+			h.Want(last)
+		}
+		flannels := fmt.Sprintf("10.5.%d.0-24&fd12:0:0:%x::-64", 1+r.IntN(15), 1+r.IntN(15))
+		id, name := n.grant(), n.client().subnetKey(flannels)
+		if _, err := n.raw.Txn(t.Context()).If(clientv3.Compare(clientv3.Version(name), "=", 0)).
+			Then(clientv3.OpPut(name, value(fmt.Sprintf("192.0.2.%d", 100+round)), clientv3.WithLease(id))).Commit(); err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range nodes {
+			h.until("leased", func() bool { return serves(h.last.Own.Lease.Subnet, last) && h.last.Own.Err == nil })
+		}
+		n.settled(nodes)
+		if _, err := n.raw.Revoke(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if keys := n.keys(); len(keys) != len(nodes) {
+			t.Errorf("with %s, stored is %v", config, keys)
+		}
+	}
+}
+
+// settled waits until each of nodes has what it says it has, and nothing that is an older lease's.
+func (n *network) settled(nodes []*node) {
+	n.t.Helper()
+	for _, h := range nodes {
+		h.until("settled", func() bool {
+			keys := n.keys()
+			mine, ok := keys[h.key()]
+			for key, k := range keys {
+				theirs, _ := subnet.ParseKey(key)
+				ok = ok && (k.createRev >= mine.createRev || !overlap(theirs, h.last.Own.Lease.Subnet))
+			}
+			return ok && h.last.Own.Err == nil
+		})
 	}
 }

@@ -375,7 +375,7 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 		for i, e := range events {
 			key, isLease := s.client.leaseKey(e.Kv)
 			switch {
-			case isLease && e.Kv.ModRevision < s.records[key].modified, isLease && key == s.own.given && e.Kv.ModRevision < s.own.created: // of before our own last write
+			case isLease && e.Kv.ModRevision < s.records[key].modified, isLease && key == s.own.given && e.Kv.ModRevision <= s.own.created: // of before our own last write
 			case isLease && e.Type == clientv3.EventTypeDelete:
 				concerned = concerned || key == s.own.key || s.waits // one that is gone is one that is free
 				s.forget(key)

@@ -142,7 +142,7 @@ func TestParseUsual(t *testing.T) {
 	t.Parallel()
 	for _, test := range flannelLeases {
 		got, ok := parseUsual(test.want.Subnet, []byte(test.value))
-		if want := test.name == "vxlan" || test.name == "extension"; ok != want || ok && got != test.want {
+		if want := test.want.Backend != ""; ok != want || ok && got != test.want {
 			t.Errorf("%s: got %+v, %t", test.name, got, ok)
 		}
 	}
@@ -154,6 +154,13 @@ func TestParseUsual(t *testing.T) {
 		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"VXLAN","BackendData":{"VNI":1}}`,
 		`{"PublicIP":"0.0.0.0","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
 		`{"PublicIP":"fd00::1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
+		`{"PublicIP":null,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendV6Data":}`,
+		`{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{"VNI":1}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendV6Data":{"VNI":1},"BackendData":{"VNI":1}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendV6Data":{"VNI":1},"BackendV6Data":{"VNI":2}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan""BackendData":{"VNI":1}}`,
 	} {
 		if got, ok := parseUsual(subnets("10.5.65.0/24"), []byte(value)); ok {
 			t.Errorf("%s: got %+v", value, got)
@@ -407,6 +414,7 @@ func FuzzParseLease(f *testing.F) {
 	for _, l := range flannelLeases {
 		f.Add(l.key, []byte(l.value))
 	}
+	f.Add("fd12::-64", []byte(`{"PublicIP":"192.0.2.1","PublicIPv6":"fd00::1","BackendType":"a","BackendData":}`))
 	f.Add("10.5.65.0-24", []byte(`{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"a","BackendData":1},"BackendType":"b","BackendData":2}`))
 	f.Add("fd12:3456:0:34::-64", []byte(`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`))
 	f.Add("10.5.85.0-24&fd12:3456:0:34::-64", []byte(`{"PublicIP":null,"PublicIPv6":"fd00::1","BackendType":"vxlan","BackendV6Data":{"VNI":1}}`))
