@@ -21,7 +21,7 @@ func TestImports(t *testing.T) {
 		"backend/kernel":    {"backend", "subnet"},
 		"backend/l2":        {"backend", "backend/kernel"},
 		"backend/netfilter": {"backend", "subnet"},
-		"backend/udp":       {"backend"},
+		"backend/udp":       {"backend", "subnet"},
 		"backend/wireguard": {"backend", "subnet"},
 		"etcd":              {"subnet"},
 		"agent":             {"agent/api", "agent/docker", "agent/page", "agent/probe", "backend", "subnet"},

@@ -5,10 +5,12 @@ import (
 	"maps"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
@@ -228,4 +230,82 @@ func TestDriftOfIPv6(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A peer that loses one family of its underlay is reached by the other: its routes move, and none is gone meanwhile.
+func TestRoutesMoveToTheOtherFamily(t *testing.T) {
+	for _, n := range []network{networks()[0], networks()[6]} {
+		for _, lost := range []subnet.Family{subnet.IPv4, subnet.IPv6} {
+			t.Run(fmt.Sprintf("%s, without %s", n.name, lost), func(t *testing.T) {
+				eachMode(t, func(s *sandbox) {
+					s.setup(underlay6)
+					k, p := s.open(), newPlanOn(s, n.local, n.config, 3)
+					s.apply(k, p.State())
+					e := peer(p.Host().Config, 0)
+					for _, public := range []netip.Addr{{}, e.Lease.PublicIP.Of(lost)} { // and back
+						*e.Lease.PublicIP.At(lost) = public
+						messages := s.notifications(func() {
+							if err := k.Change(s.Context(), p.Update(map[string]subnet.Entry{e.Lease.Key(): e})); err != nil {
+								s.Fatal(err)
+							}
+						})
+						s.converged(k, p.State())
+						for _, m := range messages {
+							r, _ := parseRoute(m.Data)
+							if _, stays := p.State().Routes[r.dst]; m.Header.Type == unix.RTM_DELROUTE && stays {
+								s.Errorf("the route to %s was deleted", r.dst)
+							}
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// What others have of IPv6 is not ours, and stays.
+func TestForeignIPv6Survives(t *testing.T) {
+	eachMode(t, func(s *sandbox) {
+		s.setup(underlay6)
+		s.setup(`
+			ip -6 route add default via fe80::1 dev eth0 metric 1024 proto ra
+			ip route add 2001:db8:9::/48 via 2001:db8::9
+			ip route add fd00::/16 via 2001:db8::9
+			ip route add fd00:5:0:3::/64 via 2001:db8::9 metric 7
+			ip route add fd00:5:0:4::/64 via 2001:db8::9 metric 2048
+			ip route add fd00:5:0:9::/64 via 2001:db8::9 protocol static
+			ip nexthop add id 77 via 2001:db8::9 dev eth0
+			ip neigh add 2001:db8::9 lladdr 02:aa:00:00:00:09 dev eth0 nud permanent
+		`)
+		dual := networks()[0]
+		k, p := s.open(), newPlanOn(s, dual.local, dual.config, 5)
+		s.apply(k, p.State())
+		s.converged(k, p.State())
+		few := newPlanOn(s, dual.local, dual.config, 1).State()
+		s.apply(k, few)
+		s.converged(k, few)
+		if _, err := s.open().Cleanup(s.Context()); err != nil {
+			s.Error(err)
+		}
+		s.has()
+	})
+}
+
+// A route of somebody else's to a peer's IPv6 subnet is in the way, and named.
+func TestForeignIPv6RouteInTheWay(t *testing.T) {
+	eachMode(t, func(s *sandbox) {
+		s.setup(underlay6)
+		s.setup("ip route add fd00:5:0:3::/64 via 2001:db8::9")
+		dual := networks()[0]
+		k, want := s.open(), newPlanOn(s, dual.local, dual.config, 3).State()
+		for range 2 {
+			_, err := k.Apply(s.Context(), want)
+			wantError(s, err, "fd00:5:0:3::/64", "not ours")
+			s.has(slices.DeleteFunc(expected(want), func(line string) bool { return strings.HasPrefix(line, "route fd00:5:0:3::/64") })...)
+		}
+		s.run("ip route del fd00:5:0:3::/64")
+		s.before = slices.DeleteFunc(s.before, func(line string) bool { return strings.HasPrefix(line, "route fd00:5:0:3::/64") })
+		s.apply(k, want)
+		s.converged(k, want)
+	})
 }

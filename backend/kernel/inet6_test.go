@@ -34,12 +34,17 @@ func advertisement(prefix string) []byte {
 	return slices.Concat([]byte{0x33, 0x33, 0, 0, 0, 1, 2, 0xaa, 0, 0, 0, 1, 0x86, 0xdd}, ip, icmp)
 }
 
-// advertise has a router advertise a prefix to the device at the other end of a wire.
-func (s *sandbox) advertise(wire, prefix string) {
+// advertise has a router advertise a prefix to a device, at the other end of its wire, until it has an address of it. A device
+// that was just set up hears nothing for a moment.
+func (s *sandbox) advertise(device, wire, prefix string) {
 	s.Helper()
-	if _, err := unix.Write(s.packetSocket(wire, unix.ETH_P_IPV6), advertisement(prefix)); err != nil {
-		s.Fatal(err)
-	}
+	router := s.packetSocket(wire, unix.ETH_P_IPV6)
+	s.eventually("an address as advertised", func() bool {
+		if _, err := unix.Write(router, advertisement(prefix+"::")); err != nil {
+			s.Fatal(err)
+		}
+		return strings.Contains(s.run("ip -6 addr show dev %s -tentative", device), prefix+":")
+	})
 }
 
 // A host whose default route a router has advertised keeps it when it begins to forward, and goes on listening to the router; so does
@@ -51,8 +56,7 @@ func TestAdvertisedRoutesStay(t *testing.T) {
 			s.run("ip link set eth0 name %s", name)
 			s.setup("ip link add eth1 type veth peer name wire1\nip link set eth1 up\nip link set wire1 up\nip route add default via 192.0.2.254")
 			for device, wire := range map[string]string{name: "wire", "eth1": "wire1"} {
-				s.advertise(wire, "2001:db8:1::")
-				s.eventually("a default route", func() bool { return strings.Contains(s.run("ip -6 route show default"), "dev "+device+" proto ra") })
+				s.advertise(device, wire, "2001:db8:1")
 			}
 			k, dual := s.open(), networks()[1]
 			u, err := k.Underlay(backend.Choice{})
@@ -68,10 +72,7 @@ func TestAdvertisedRoutesStay(t *testing.T) {
 			if now, err := k.Underlay(backend.Choice{}); err != nil || fmt.Sprint(now) != fmt.Sprint(u) {
 				t.Errorf("the underlay is %v, it was %v; %v", now, u, err)
 			}
-			s.advertise("wire", "2001:db8:2::")
-			s.eventually("an address of a later advertisement", func() bool {
-				return strings.Contains(s.run("ip -6 addr show dev %s", name), "2001:db8:2:")
-			})
+			s.advertise(name, "wire", "2001:db8:2")
 			if c := s.apply(k, want).Count(); len(c) != 0 {
 				t.Errorf("another Apply changed %v", c)
 			}

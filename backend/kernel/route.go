@@ -273,7 +273,7 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 		case err != nil:
 			return request{}, err
 		case ours && id != 0 && want.Via.IsValid():
-			return setNexthop(id, h, unix.NLM_F_REPLACE), nil
+			return k.insist(setNexthop(id, h, unix.NLM_F_REPLACE), h), nil
 		case !k.objects, !want.Via.IsValid():
 			through[dst] = 0
 			return request{}, nil
@@ -290,7 +290,7 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 			through[dst] = id
 			return nil
 		}
-		return r, nil
+		return k.insist(r, h), nil
 	})
 	bulk(w, step{"set", "route"}, through, func(dst netip.Prefix, id uint32) (request, error) {
 		return k.setRoute(dst, id, routes[dst])
@@ -312,7 +312,7 @@ func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request
 	if ours {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
-	return request{kind: unix.RTM_NEWROUTE, flags: flags, message: m, done: func(err error) error {
+	return k.insist(request{kind: unix.RTM_NEWROUTE, flags: flags, message: m, done: func(err error) error {
 		if err == nil {
 			if k.routes[dst] = id; before != 0 && id == 0 { // it went through an object, and no longer does
 				err = k.deleteNexthop(before)
@@ -321,7 +321,31 @@ func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request
 			err = errors.Join(err, k.deleteNexthop(id))
 		}
 		return err
-	}}, nil
+	}}, h), nil
+}
+
+// insist makes a request again that IPv6 refuses because another route leads to the gateway elsewhere, "onlink" or not
+// (ip6_route_check_nh_onlink, net/ipv6/route.c): the one that is to be changed, when a peer moves to another device, or somebody's
+// to a range that the overlay is part of. It looks only then, so a route that says where the gateway is need not stay.
+func (k *Kernel) insist(r request, h hop) request {
+	if !h.gateway.Is6() || h.flags&unix.RTNH_F_ONLINK == 0 {
+		return r
+	}
+	again, done := r, r.done
+	again.done = nil
+	r.done = func(err error) error {
+		if errors.Is(err, unix.EINVAL) {
+			there := rtmsg(netip.PrefixFrom(h.gateway, h.gateway.BitLen()), 0).uint32(unix.RTA_OIF, uint32(h.index))
+			if err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, there); err == nil {
+				err = errors.Join(k.conn.doAll([]request{again})[0], k.conn.do(unix.RTM_DELROUTE, 0, there))
+			}
+		}
+		if done != nil {
+			err = done(err)
+		}
+		return err
+	}
+	return r
 }
 
 // hop is where a route leads.
@@ -398,7 +422,7 @@ func (k *Kernel) addNexthop(id uint32, h hop) (uint32, error) {
 	const tries = 64
 	for range tries {
 		id = max(1, id+1)
-		err := k.conn.doAll([]request{setNexthop(id, h, unix.NLM_F_EXCL)})[0]
+		err := k.conn.doAll([]request{k.insist(setNexthop(id, h, unix.NLM_F_EXCL), h)})[0]
 		if !errors.Is(err, unix.EEXIST) {
 			return id, err
 		}
