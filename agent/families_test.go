@@ -8,6 +8,7 @@ import (
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/probe"
+	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -99,25 +100,28 @@ func TestProbeBothFamilies(t *testing.T) {
 
 func TestWhyOneFamily(t *testing.T) {
 	t.Parallel()
-	of := func(a string, s probe.State) probe.Result {
-		return probe.Result{Target: probe.Target{Overlay: netip.MustParseAddr(a)}, State: s}
+	leg := func(p, to, device string) backend.Leg {
+		return backend.Leg{Subnet: netip.MustParsePrefix(p), To: netip.MustParseAddr(to), Outer: backend.Outer{Device: device, Kind: backend.KindVXLAN, Port: 8472}}
 	}
-	four, six := of("10.5.2.0", probe.Unreachable), of("fd12::", probe.Unreachable)
-	for want, results := range map[string][]probe.Result{
-		"IPv4 gets through, IPv6 does not: why": {of("10.5.2.0", probe.Reachable), six},
-		"IPv6 gets through, IPv4 does not: why": {four, of("fd12::", probe.Reachable)},
-		"why":                                   {four, six},
+	four, six := leg("10.5.2.0/24", "192.0.2.2", "tulle.1"), leg("fd12::/64", "2001:db8::2", "tulle-v6.1")
+	sixOverFour := leg("fd12::/64", "192.0.2.2", "tulle.1")
+	up, down := probe.Result{State: probe.Reachable}, probe.Result{State: probe.Unreachable}
+	for _, c := range []struct {
+		results   []probe.Result
+		four, six backend.Leg
+		about     subnet.Family
+		want      string
+	}{
+		{[]probe.Result{up, down}, four, six, subnet.IPv6, "IPv4 gets through, IPv6 does not: why"},
+		{[]probe.Result{down, up}, four, six, subnet.IPv4, "IPv6 gets through, IPv4 does not: why"},
+		{[]probe.Result{up, down}, four, sixOverFour, subnet.IPv6, "IPv4 gets through, IPv6 does not: what carries both is the same, so something inside is in its way, here or there: a packet filter, or what forwards"},
+		{[]probe.Result{down, down}, four, six, subnet.IPv4, "why"},
+		{[]probe.Result{down}, four, backend.Leg{}, subnet.IPv4, "why"},
 	} {
-		r := results[0]
-		if r.State != probe.Unreachable {
-			r = results[1]
+		legs := subnet.Pair[backend.Leg]{V4: c.four, V6: c.six}
+		if got := byFamily(c.results, legs, legs.Of(c.about), "why"); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
 		}
-		if got := byFamily(results, r, "why"); got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
-	}
-	if got := byFamily([]probe.Result{four}, four, "why"); got != "why" {
-		t.Errorf("%q", got)
 	}
 }
 

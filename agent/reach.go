@@ -112,17 +112,23 @@ func (a *Agent) turned(key string, r probe.Result) {
 // whyUnreachable says why a peer is unreachable.
 func (a *Agent) whyUnreachable(key string, r probe.Result) string {
 	plan, results := a.state.plan, a.prober.Results(key)
-	leg := plan.Legs(a.state.entries[key].Lease).Of(subnet.FamilyOf(r.Target.Overlay))
-	return byFamily(results, r, whyUnreachable(r, plan.Peers()*len(results), leg.Outer))
+	legs := plan.Legs(a.state.entries[key].Lease)
+	leg := legs.Of(subnet.FamilyOf(r.Target.Overlay))
+	return byFamily(results, legs, leg, whyUnreachable(r, plan.Peers()*len(results), leg.Outer))
 }
 
-// byFamily names the family that r and its why are about, if the peer is reachable by the other.
-func byFamily(results []probe.Result, r probe.Result, why string) string {
-	family := subnet.FamilyOf(r.Target.Overlay)
-	if slices.ContainsFunc(results, func(other probe.Result) bool { return other.State == probe.Reachable }) {
-		return fmt.Sprintf("%s gets through, %s does not: %s", family.Other(), family, why)
+// byFamily names the family that a leg and its why are about, if the peer is reachable by the other. If what carries both is the same,
+// that is not blocked.
+func byFamily(results []probe.Result, legs subnet.Pair[backend.Leg], leg backend.Leg, why string) string {
+	if !slices.ContainsFunc(results, func(r probe.Result) bool { return r.State == probe.Reachable }) {
+		return why
 	}
-	return why
+	family := subnet.FamilyOf(leg.Subnet.Addr())
+	other := legs.Of(family.Other())
+	if leg.To == other.To && leg.Outer == other.Outer {
+		why = "what carries both is the same, so something inside is in its way, here or there: a packet filter, or what forwards"
+	}
+	return fmt.Sprintf("%s gets through, %s does not: %s", family.Other(), family, why)
 }
 
 // whyUnreachable says as much as the probes tell. Which way is open is told by who was heard, and goes on being heard, later than

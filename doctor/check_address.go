@@ -69,13 +69,13 @@ func routerLost(f Facts) []Finding {
 	var rows, fixes []string
 	s, device := f.Plan.State(), f.Plan.Host().Underlay.Device
 	want := map[string]string{}
-	if name := confOf(subnet.IPv6, device, "accept_ra"); f.Sysctls[name] == "1" && f.Sysctls[forwards.V6] == "1" && f.routerless(device) {
-		want[name] = "2"
-	}
 	for name, value := range s.Sysctls {
 		if name != forwards.V4 && name != forwards.V6 {
 			want[name] = value
 		}
+	}
+	if name := confOf(subnet.IPv6, device, "accept_ra"); len(want) == 0 && f.Sysctls[name] == "1" && f.Sysctls[forwards.V6] == "1" && f.routerless(device) {
+		want[name] = "2"
 	}
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		if have, ok := f.Sysctls[name]; ok && have != want[name] {
