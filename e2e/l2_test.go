@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,18 @@ func TestL2(t *testing.T) {
 	t.Run("attach", func(t *testing.T) { testSegmentAttach(t, l) })
 	t.Run("leave", func(t *testing.T) { testSegmentLeave(t, l) })
 	t.Run("another type", func(t *testing.T) { testSegmentEnds(t, l) })
+}
+
+// TestL2Families is the segment with IPv6 inside, and on the underlay.
+func TestL2Families(t *testing.T) {
+	for name, f := range map[string]families{"both on IPv4": {overlay: "both"}, "both on IPv6": {overlay: "both", underlay: "ipv6"}, "IPv6 on both": {overlay: "ipv6", underlay: "both"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, lab.Options{Hosts: 3, Config: "{" + f.network() + `,"Backend":{"Type":"l2"}}`, Families: f.underlay})
+			testAllPairs(t, l)
+			testSuppression(t, l)
+		})
+	}
 }
 
 // mac is a container's own.
@@ -240,18 +253,25 @@ func (w *watcher) stop() int {
 	return <-w.done
 }
 
-// asks is true of ARP requests for an address.
-func asks(whom netip.Addr) func([]byte) bool {
+// asks is true of ARP requests and neighbour solicitations for one of a container's addresses.
+func asks(whom ...netip.Addr) func([]byte) bool {
 	return func(frame []byte) bool {
-		return len(frame) >= 42 && bytes.Equal(frame[12:14], []byte{8, 6}) && bytes.Equal(frame[20:22], []byte{0, 1}) && bytes.Equal(frame[38:42], whom.AsSlice())
+		target := netip.Addr{}
+		switch {
+		case len(frame) >= 42 && bytes.Equal(frame[12:14], []byte{8, 6}) && bytes.Equal(frame[20:22], []byte{0, 1}):
+			target = netip.AddrFrom4([4]byte(frame[38:42]))
+		case len(frame) >= 78 && bytes.Equal(frame[12:14], []byte{0x86, 0xdd}) && frame[20] == unix.IPPROTO_ICMPV6 && frame[54] == 135:
+			target = netip.AddrFrom16([16]byte(frame[62:78]))
+		}
+		return slices.Contains(whom, target)
 	}
 }
 
-// afresh pings as a container that knows nothing of the other yet.
-func afresh(t *testing.T, from, to *lab.Container) lab.Result {
+// afresh pings an address as a container that knows nothing of the other yet.
+func afresh(t *testing.T, from *lab.Container, to netip.Addr) lab.Result {
 	t.Helper()
 	in(t, from.Namespace, "ip", "neigh", "flush", "all")
-	r, err := lab.Ping(t.Context(), from.Namespace, to.Address, 1, 84)
+	r, err := lab.Ping(t.Context(), from.Namespace, to, 1, 84)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,37 +282,38 @@ func afresh(t *testing.T, from, to *lab.Container) lab.Result {
 func testSuppression(t *testing.T, l *lab.Lab) {
 	const rounds = 20
 	h, from, to, third := l.Nodes[0], l.Nodes[0].Container, l.Nodes[1].Container, l.Nodes[2].Container
+	all := rounds * len(to.Addresses)
 	asked := func(what string) int {
 		t.Helper()
-		w := watch(t, third.Namespace, asks(to.Address))
-		for range rounds {
-			if r := afresh(t, from, to); r.Lost() > 0 {
+		w := watch(t, third.Namespace, asks(to.Addresses...))
+		for i := range all {
+			if r := afresh(t, from, to.Addresses[i%len(to.Addresses)]); r.Lost() > 0 {
 				t.Errorf("%s: a ping is lost", what)
 			}
 		}
 		ping(t, from, third, 84) // behind all that was sent
 		n := w.stop()
-		t.Logf("%s: %d ARP requests reached %s in %d rounds", what, n, third.Name, rounds)
+		t.Logf("%s: %d questions reached %s in %d rounds", what, n, third.Name, all)
 		return n
 	}
 	if n := asked("with suppression"); n > 0 {
-		t.Errorf("%d ARP requests were flooded", n)
+		t.Errorf("%d questions were flooded", n)
 	}
 	if err := h.Agent.Stop(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if n := asked("without an agent"); n > 0 {
-		t.Errorf("%d ARP requests were flooded", n)
+		t.Errorf("%d questions were flooded", n)
 	}
-	in(t, h.Namespace, "bridge", "link", "set", "dev", "tulle.1", "neigh_suppress", "off")
-	if n := asked("without suppression"); n != rounds {
-		t.Errorf("%d ARP requests were flooded: this test shows nothing", n)
+	in(t, h.Namespace, "sh", "-c", "bridge link set dev $(ip -o link show type vxlan | cut -d: -f2) neigh_suppress off")
+	if n := asked("without suppression"); n != all {
+		t.Errorf("%d questions were flooded: this test shows nothing", n)
 	}
 	if err := l.StartAgent(t.Context(), h); err != nil {
 		t.Fatal(err)
 	}
 	if n := asked("with an agent again"); n > 0 {
-		t.Errorf("%d ARP requests were flooded", n)
+		t.Errorf("%d questions were flooded", n)
 	}
 }
 
@@ -307,7 +328,7 @@ func testOtherMAC(t *testing.T, l *lab.Lab) {
 	found := func(what string, limit time.Duration) {
 		t.Helper()
 		started := time.Now()
-		afresh(t, from, to)
+		afresh(t, from, to.Address)
 		eventually(t, limit, what, func() error {
 			r, err := lab.Ping(t.Context(), from.Namespace, to.Address, 1, 84)
 			if err == nil && r.Lost() > 0 {

@@ -152,8 +152,15 @@ func (o overlay) forward() []rule {
 	if o.known() {
 		rules = from.inBy(o.devices()...)
 	}
-	return append(rules, rule{dst: match{prefix: o.network}})
+	rules = append(rules, rule{dst: match{prefix: o.network}})
+	if o.known() && slices.Contains(o.From[:], o.Bridge) && o.network.Addr().Is6() {
+		rules = append(rules, rule{src: match{prefix: linkLocal}, in: o.Bridge, out: o.Bridge})
+	}
+	return rules
 }
+
+// linkLocal is what hosts ask from who has a container's address, for packets that they forward, if all hosts are one segment.
+var linkLocal = netip.MustParsePrefix("fe80::/10")
 
 // devices are those by which packets from the overlay may come in: from peers, and from this host's containers.
 func (o overlay) devices() []string {

@@ -22,7 +22,7 @@ func policies() map[string]backend.Firewall {
 	docker.From = backend.Devices{"tulle.1", "tulle-v6.1"}
 	marked := besideDocker()
 	marked.Mark = 0x1000000
-	segment := besideDocker()
+	segment := dual(besideDocker())
 	segment.From = backend.Devices{"docker0"}
 	unknown := besideDocker()
 	unknown.From = backend.Devices{}

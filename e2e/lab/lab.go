@@ -434,7 +434,8 @@ func (l *Lab) renumber(h *Host, c *Container, ends []end) error {
 
 // join gives c an address of each family that its host's env file has, and returns what its cable's end is to have.
 func (c *Container) join(env map[string]string) (ends []end, err error) {
-	for _, name := range []string{"FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"} {
+	for _, names := range [][2]string{{"FLANNEL_SUBNET", "TULLE_BRIDGE"}, {"FLANNEL_IPV6_SUBNET", "TULLE_IPV6_BRIDGE"}} {
+		name := names[0]
 		if env[name] == "" {
 			continue
 		}
@@ -443,7 +444,7 @@ func (c *Container) join(env map[string]string) (ends []end, err error) {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		bridge := subnet
-		if wider, err := netip.ParsePrefix(env["TULLE_BRIDGE"]); err == nil && wider.Addr() == subnet.Addr() { // all hosts are one segment
+		if wider, err := netip.ParsePrefix(env[names[1]]); err == nil { // all hosts are one segment
 			bridge = wider
 		}
 		ends = append(ends, end{netip.PrefixFrom(bridge.Addr().Next(), bridge.Bits()), bridge.Addr()})
