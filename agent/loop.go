@@ -391,7 +391,10 @@ func (s *state) unleased(config subnet.Config) error {
 		return fmt.Errorf("waiting for a lease%w", errSaid)
 	}
 	for f, r := range config.Range.All() {
-		if p := s.own.Lease.Subnet.Of(f); !r.Contains(p) {
+		switch p := s.own.Lease.Subnet.Of(f); {
+		case !p.IsValid():
+			return fmt.Errorf("waiting for a subnet of %s beside %s%w", r.Network, s.own.Lease.Key(), errSaid)
+		case !r.Contains(p):
 			return fmt.Errorf("waiting for a lease in the network's new range %s; %s is outside it", r.Network, p)
 		}
 	}

@@ -157,6 +157,7 @@ func TestFamilyChange(t *testing.T) {
 	for _, h := range []*lab.Host{a, b} {
 		hasFamilies(t, l, h, 2)
 	}
+	firstAnswer(t, 10*time.Second, a, b)
 	ping(t, a.Container, b.Container, 1430)
 	ping(t, a.Container, late.Container, 84)
 	launch(t, l, late)
@@ -188,6 +189,10 @@ func TestFamilyChange(t *testing.T) {
 	setConfig(t, l, w.of(dual).config())
 	for _, h := range l.Nodes {
 		hasFamilies(t, l, h, 2)
+	}
+	for i, h := range l.Nodes {
+		firstAnswer(t, 10*time.Second, h, l.Nodes[(i+1)%len(l.Nodes)])
+		firstAnswer(t, 10*time.Second, l.Nodes[(i+1)%len(l.Nodes)], h)
 	}
 	testAllPairs(t, l)
 	if now := places(l); !maps.EqualFunc(both, now, func(a, b []netip.Prefix) bool { return a[1] == b[1] }) {
@@ -243,7 +248,7 @@ func TestMixedUnderlays(t *testing.T) {
 			for _, h := range l.Nodes[1:] {
 				firstAnswer(t, shakeLimit, both, h)
 				firstAnswer(t, shakeLimit, h, both)
-				ping(t, both.Container, h.Container, h.Container.MTU)
+				ping(t, both.Container, h.Container, both.Container.MTU) // its own packets may leave over IPv6
 			}
 			only4, only6 := l.Nodes[1], l.Nodes[2]
 			for from, words := range map[*lab.Host]string{

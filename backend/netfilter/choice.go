@@ -30,8 +30,8 @@ func (c chosen) nftables() bool { return c.name == string(NFTables) }
 func (t *Filter) Chosen() (name, why string) { return t.chosen.name, t.chosen.why }
 
 // choose says how f is put in force on this host, given whether a Docker has rules in iptables.
-func (c Choice) choose(f backend.Firewall, docker bool) chosen {
-	nftables, iptables := string(NFTables), installed()
+func (t *Filter) choose(f backend.Firewall, docker bool) chosen {
+	c, nftables, iptables := t.choice, string(NFTables), installed()
 	switch {
 	case c == NFTables:
 		return chosen{nftables, "--firewall"}
@@ -42,18 +42,18 @@ func (c Choice) choose(f backend.Firewall, docker bool) chosen {
 	case f.NFTables:
 		return chosen{nftables, "EnableNFTables in the network's config"}
 	case f.Mark != 0:
-		return chosen{nftables, "Docker's firewall backend is nftables" + firewalld()}
+		return chosen{nftables, "Docker's firewall backend is nftables" + t.firewalld()}
 	case iptables == "":
-		return chosen{nftables, "iptables is not installed" + firewalld()}
+		return chosen{nftables, "iptables is not installed" + t.firewalld()}
 	case docker:
-		return chosen{iptables, "Docker's rules are there" + firewalld()}
+		return chosen{iptables, "Docker's rules are there" + t.firewalld()}
 	}
-	return chosen{iptables, "it is installed, and Docker will use it" + firewalld()}
+	return chosen{iptables, "it is installed, and Docker will use it" + t.firewalld()}
 }
 
 // firewalld adds that there is one, whose rules no other table lifts.
-func firewalld() string {
-	tables, _ := (&nftables.Conn{}).ListTablesOfFamily(nftables.TableFamilyINet) // an error is Apply's to tell
+func (t *Filter) firewalld() string {
+	tables, _ := t.nft.ListTablesOfFamily(nftables.TableFamilyINet) // an error is Apply's to tell
 	if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == "firewalld" }) {
 		return ", beside firewalld"
 	}

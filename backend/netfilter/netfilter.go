@@ -25,6 +25,7 @@ type Filter struct {
 	choice Choice
 	bell   *bell
 	tools  [2]*tool // by family; nil until needed
+	nft    nft      // during a look
 	chosen chosen
 
 	seen   fingerprint // of the packet filter when it was found to be as policy asks; not known if it wasn't
@@ -64,16 +65,20 @@ func (t *Filter) Apply(ctx context.Context, f backend.Firewall) (int, error) {
 	return changed, err
 }
 
-func (t *Filter) apply(ctx context.Context, f backend.Firewall) (int, error) {
+func (t *Filter) apply(ctx context.Context, f backend.Firewall) (_ int, err error) {
+	if t.nft, err = openNFT(); err != nil {
+		return 0, err
+	}
+	defer t.nft.close()
 	docker, drops, err := t.others()
 	if err != nil {
 		return 0, err
 	}
-	t.chosen = t.choice.choose(f, docker)
+	t.chosen = t.choose(f, docker)
 	inTables, inNFT := t.chosen.divide(f, drops)
 	steps := []func() (int, error){
 		func() (int, error) { return t.setIPTables(ctx, inTables) },
-		func() (int, error) { return nft{&nftables.Conn{}}.set(tableOf(inNFT)) },
+		func() (int, error) { return t.nft.set(tableOf(inNFT)) },
 	}
 	if t.chosen.nftables() { // what is new comes first: so nothing is missing meanwhile
 		slices.Reverse(steps)
@@ -162,7 +167,7 @@ func (t *Filter) hasChain(f subnet.Family, name string) (bool, error) {
 	if found, err := t.bell.legacy.has(f, name); found || err != nil {
 		return found, err
 	}
-	chains, err := (nft{&nftables.Conn{}}).iptables(f)
+	chains, err := t.nft.iptables(f)
 	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return strings.HasPrefix(c.Name+"\x00", name) }), err
 }
 
@@ -173,15 +178,18 @@ func (t *Filter) policyDrops(f subnet.Family) (bool, error) {
 			return drops, err
 		}
 	}
-	chains, err := (nft{&nftables.Conn{}}).iptables(f)
+	chains, err := t.nft.iptables(f)
 	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
 		return c.Table.Name == "filter" && c.Name == "FORWARD" && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 	}), err
 }
 
 // Cleanup removes all that is ours, and returns a line for each.
-func (t *Filter) Cleanup(ctx context.Context) ([]string, error) {
-	var removed []string
+func (t *Filter) Cleanup(ctx context.Context) (removed []string, err error) {
+	if t.nft, err = openNFT(); err != nil {
+		return nil, err
+	}
+	defer t.nft.close()
 	var errs []error
 	for _, family := range families() {
 		changes, err := t.setFamily(ctx, family, policy(backend.Firewall{}, family))
@@ -190,7 +198,7 @@ func (t *Filter) Cleanup(ctx context.Context) ([]string, error) {
 		}
 		errs = append(errs, err)
 	}
-	changed, err := nft{&nftables.Conn{}}.set(nil)
+	changed, err := t.nft.set(nil)
 	if changed > 0 {
 		removed = append(removed, "nftables table inet "+tableName)
 	}
@@ -200,7 +208,12 @@ func (t *Filter) Cleanup(ctx context.Context) ([]string, error) {
 // Held is what our table in nftables has of f, by family, as iptables-save would print it: of chains that are as f asks for, and at
 // the hooks themselves. It is empty if our rules are made by iptables.
 func Held(f backend.Firewall) (saves subnet.Pair[string], err error) {
-	have, err := nft{&nftables.Conn{}}.ours()
+	n, err := openNFT()
+	if err != nil {
+		return saves, err
+	}
+	defer n.close()
+	have, err := n.ours()
 	if noNFT(err) || have == nil {
 		return saves, nil
 	}

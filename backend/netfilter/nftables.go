@@ -193,6 +193,14 @@ func (t table) differing(want table) (n int) {
 // nft is nftables, spoken to by netlink: no program is needed.
 type nft struct{ *nftables.Conn }
 
+// openNFT opens one socket for what follows: to close one costs the kernel milliseconds.
+func openNFT() (nft, error) {
+	conn, err := nftables.New(nftables.AsLasting())
+	return nft{conn}, err
+}
+
+func (n nft) close() { _ = n.CloseLasting() } // nothing was left to be sent
+
 // iptables lists the chains of the iptables that speaks nftables.
 func (n nft) iptables(f subnet.Family) ([]*nftables.Chain, error) {
 	chains, err := n.ListChainsOfTableFamily(nftables.TableFamily(headerOf(f).proto))

@@ -318,3 +318,68 @@ func TestOperatorsDropPrevails(t *testing.T) {
 		l.arrives(l.container, a.container, l.peer, a.peer, 10, a.container)
 	})
 }
+
+// A Docker whose firewall backend is nftables drops what another table accepts, and lets in what has the mark that it was told of.
+func TestDockersNFTables(t *testing.T) {
+	eachWay(t, func(s sandbox) {
+		l := newLab(s)
+		s.runAll(`
+			nft add table inet docker-bridges
+			nft add chain inet docker-bridges f { type filter hook forward priority filter ; policy accept ; }
+			nft add rule inet docker-bridges f oifname docker0 meta mark & 0x1000000 == 0x1000000 accept
+			nft add rule inet docker-bridges f oifname docker0 ct state established,related accept
+			nft add rule inet docker-bridges f oifname docker0 drop
+		`)
+		policy := dual(besideDocker())
+		for _, f := range families() {
+			a := addressesOf(f)
+			policy.Mark = 0
+			l.apply(policy)
+			l.lost(l.peer, a.peer, l.container, a.container, 9)
+			policy.Mark = 0x1000000
+			l.apply(policy)
+			l.arrives(l.peer, a.peer, l.container, a.container, 9, a.peer)
+			l.arrives(l.container, a.container, l.peer, a.peer, 9, a.container)
+			l.lost(l.world, a.world, l.container, a.container, 9)
+		}
+	})
+}
+
+// Where all hosts are one segment, peers' packets pass the bridge, and with br_netfilter the packet filter: they come by the bridge.
+func TestBridged(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
+		t.Skip("this kernel has no br_netfilter")
+	}
+	eachWay(t, func(s sandbox) {
+		l := newLab(s)
+		s.runAll(`
+			ip link set docker0 down
+			ip link set docker0 name port0
+			ip link set tulle.1 down
+			ip link set tulle.1 name port1
+			ip link add docker0 type bridge
+			ip link set port0 master docker0 up
+			ip link set port1 master docker0 up
+			ip link set docker0 up
+		`)
+		for _, name := range []string{"bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables", "ipv6/conf/eth0/forwarding"} {
+			l.write(name, "1")
+		}
+		policy := dual(besideDocker())
+		policy.From = backend.Devices{"docker0"}
+		l.apply(policy)
+		for _, f := range families() {
+			a := addressesOf(f)
+			for _, end := range []struct {
+				ns   netns.NsHandle
+				peer string
+			}{{l.container, a.peer}, {l.peer, a.container}} {
+				l.in(end.ns, func() { s.run("ip route add %s dev eth0", end.peer) })
+			}
+			s.run("ip route add %s dev docker0", a.container)
+			l.arrives(l.peer, a.peer, l.container, a.container, 9, a.peer)
+			l.arrives(l.container, a.container, l.peer, a.peer, 9, a.container)
+			l.lost(l.world, a.liar, l.container, a.container, 9)
+		}
+	})
+}
