@@ -178,3 +178,15 @@ func TestOtherFamilyCounted(t *testing.T) {
 		}
 	})
 }
+
+// A key that came and went before anybody looked is no news. That a lease was given up for an older one is.
+func TestSayNothingOfKeysThatCameAndWent(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.ready()
+		r.log.take()
+		r.remove("fd12:3456:0:9::-64")
+		r.wantLog()
+		r.own(func(o *subnet.Own) { o.Yielded = "an older one has it" })
+		r.wantLog(`level=WARN msg="an older one has it"`)
+	})
+}

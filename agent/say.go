@@ -166,8 +166,8 @@ func (a *Agent) news(u subnet.Update) (events []happening) {
 		_, left := a.state.rejected[key]
 		switch {
 		case key == a.state.own.Lease.Key() || subnet.SameHost(before.Lease.PublicIP, a.state.own.Lease.PublicIP) || e.Err != nil:
-		case e == (subnet.Entry{}) && left: // it never was a peer
-		case e == (subnet.Entry{}) && known:
+		case e == (subnet.Entry{}) && (left || !known): // it never was a peer
+		case e == (subnet.Entry{}):
 			events = append(events, happening{key, each(before.Lease.PublicIP), "left"})
 		case known:
 			events = append(events, happening{key, each(e.Lease.PublicIP), difference(before.Lease, e.Lease)})

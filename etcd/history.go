@@ -132,7 +132,7 @@ type past struct {
 // remember makes the past of all that is known, when etcd has turned out to know it no more.
 func (s *session) remember() {
 	s.reclaim = s.own.key != "" && (s.own.lease == clientv3.NoLease || time.Since(s.own.renewed) < s.own.ttl)
-	s.history, s.stale = history{}, true
+	s.history, s.stale, s.own.given = history{}, true, ""
 	grace := s.store.options.Grace
 	if grace == 0 {
 		return
