@@ -46,6 +46,11 @@ test-kernel: ## run what make test skips on a kernel without IPIP or WireGuard, 
 	@e2e/prepare vm
 	e2e/vm '$(KERNEL_TESTS)' backend/kernel e2e
 
+.PHONY: test-matrix
+test-matrix: ## each family inside on each family outside, each way to carry packets, each packet filter: make test has a part of it (needs root)
+	@e2e/prepare test
+	TULLE_TEST_ROOT=1 TULLE_MATRIX=all CGO_ENABLED=1 go test -race -timeout 120m -parallel 4 -run 'TestMatrix$$' ./e2e
+
 # As in make soak FOR=1h SEED=42.
 .PHONY: soak
 soak: ## break things at random for 10 minutes, and see all heal (FOR=TIME, SEED=NUMBER of a run to repeat)
@@ -53,8 +58,9 @@ soak: ## break things at random for 10 minutes, and see all heal (FOR=TIME, SEED
 	TULLE_TEST_ROOT=1 TULLE_SOAK=$(or $(FOR),10m) TULLE_SOAK_SEED=$(SEED) CGO_ENABLED=1 go test -race -timeout 0 -v -run 'TestSoak$$' ./e2e
 
 .PHONY: test-all
-test-all: ## all tests, make soak, and the tests that set the clock, in a virtual machine (needs root)
+test-all: ## all tests, make test-matrix, make soak, and the tests that set the clock, in a virtual machine (needs root)
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-matrix
 	@$(MAKE) --no-print-directory soak
 	@e2e/prepare vm
 	e2e/vm 'TestClock$$'

@@ -3,12 +3,12 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tulle-net/tulle/backend"
-	"github.com/tulle-net/tulle/subnet"
 )
 
 // Carrier puts in force what of a State isn't the kernel's tables: devices that a process stands behind, WireGuard's peers, an
@@ -31,16 +31,30 @@ type Carrier interface {
 // shaker is a Carrier whose hosts shake hands before they hear each other.
 type shaker interface {
 	// Handshakes are the last with each peer, the zero time where there was none.
-	Handshakes() (map[backend.Key]time.Time, error)
+	Handshakes() (map[backend.PeerKey]time.Time, error)
 }
 
-// handshakes are those with peers that the plan has, by lease key. One that is not known is not there; nil if there is no such thing.
+// handshakes are those with peers that the plan has, by lease key: the last, of a host that is a peer of several devices. One that is
+// not known is not there; nil if there is no such thing.
 func (a *Agent) handshakes() map[string]time.Time {
 	plan := a.state.plan
 	if plan == nil || len(plan.State().Peers) == 0 {
 		return nil
 	}
-	byLease := map[string]time.Time{}
+	at, byLease := a.handshakesByPrefix(plan.State().Peers), map[string]time.Time{}
+	for key, e := range plan.Entries() {
+		for _, prefix := range e.Lease.Subnet.All() {
+			if t, known := at[prefix]; known && plan.IsPeer(key, e) && !t.Before(byLease[key]) {
+				byLease[key] = t
+			}
+		}
+	}
+	return byLease
+}
+
+// handshakesByPrefix are the last handshakes with peers by the inner addresses that these have.
+func (a *Agent) handshakesByPrefix(peers map[backend.PeerKey]backend.Peer) map[netip.Prefix]time.Time {
+	at := map[netip.Prefix]time.Time{}
 	for _, c := range a.carriers {
 		s, ok := c.(shaker)
 		if !ok {
@@ -50,13 +64,15 @@ func (a *Agent) handshakes() map[string]time.Time {
 		if err != nil { // as the next pass will tell
 			continue
 		}
-		for k, p := range plan.State().Peers {
-			if at, known := last[k.Key]; known {
-				byLease[subnet.FormatKey(p.Allowed)] = at
+		for k, p := range peers {
+			for _, prefix := range p.Allowed.All() {
+				if t, known := last[k]; known {
+					at[prefix] = t
+				}
 			}
 		}
 	}
-	return byLease
+	return at
 }
 
 // runCarriers runs the carriers until ctx ends.

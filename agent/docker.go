@@ -25,14 +25,14 @@ func (a *Agent) options() backend.Options {
 // socket, a question would start it, while it waits for us.
 func (a *Agent) checkDocker(plan *backend.Plan) error {
 	err := a.checkBridge(plan.Host())
-	a.checkDaemonJSON(plan.Host())
+	a.checkDaemonJSON(env(plan.Host(), plan.State().MTU))
 	return err
 }
 
-// checkBridge warns of a bridge with another address than the lease's: a dockerd that was started without our options made
+// checkBridge warns of a bridge with other addresses than the lease's: a dockerd that was started without our options made
 // it, or one that keeps its old --bip because of --live-restore.
 func (a *Agent) checkBridge(h backend.Host) error {
-	a.state.bridged = false
+	a.state.bridged = subnet.Pair[bool]{}
 	if h.Bridge == "" {
 		return nil
 	}
@@ -40,36 +40,32 @@ func (a *Agent) checkBridge(h backend.Host) error {
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", h.Bridge, err)
 	}
-	a.state.bridged = slices.Contains(addrs, h.BridgeAddrs().V4)
+	addrs = slices.DeleteFunc(addrs, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() }) // every bridge has such
+	warning := ""
 	for f, want := range h.BridgeAddrs().All() {
+		*a.state.bridged.At(f) = slices.Contains(addrs, want)
 		old := slices.IndexFunc(addrs, func(p netip.Prefix) bool { return p != want && subnet.FamilyOf(p.Addr()) == f })
 		switch {
-		case !slices.Contains(addrs, want):
-			a.warn("bridge", fmt.Sprintf("%s has %s, not this host's %s: containers are not reached. Stop Docker, delete the bridge (ip link del %s), and start Docker with DOCKER_OPTS from %s",
-				h.Bridge, list(addrs), want, h.Bridge, a.config.SubnetFile))
-			return nil
-		case old >= 0:
-			a.warn("bridge", fmt.Sprintf("%s has %s beside this host's %s. If that is an earlier --bip, which Docker keeps with --live-restore while containers run: stop them, and restart Docker with DOCKER_OPTS from %s",
-				h.Bridge, addrs[old], want, a.config.SubnetFile))
-			return nil
+		case !a.state.bridged.Of(f):
+			warning = fmt.Sprintf("%s has %s, not this host's %s: containers are not reached. Stop Docker, delete the bridge (ip link del %s), and start Docker with DOCKER_OPTS from %s",
+				h.Bridge, list(addrs), want, h.Bridge, a.config.SubnetFile)
+		case old >= 0 && warning == "":
+			warning = fmt.Sprintf("%s has %s beside this host's %s. If that is an earlier --bip, which Docker keeps with --live-restore while containers run: stop them, and restart Docker with DOCKER_OPTS from %s",
+				h.Bridge, addrs[old], want, a.config.SubnetFile)
 		}
 	}
-	a.warn("bridge", "")
+	a.warn("bridge", warning)
 	return nil
 }
 
 // checkDaemonJSON warns of options that daemon.json has, too: dockerd refuses to start then.
-func (a *Agent) checkDaemonJSON(h backend.Host) {
+func (a *Agent) checkDaemonJSON(e docker.Env) {
 	config, err := docker.ReadConfig(a.config.DaemonJSON)
 	if err != nil {
 		a.warn("daemon.json", err.Error())
 		return
 	}
-	options := []docker.Option{"--bip", "--ip-masq", "--mtu"}
-	if h.Attach > 0 || h.BridgeAddrs().V4.Bits() != h.Self.Subnet.V4.Bits() {
-		options = append(options, "--fixed-cidr")
-	}
-	if keys := config.Clashes(options); len(keys) > 0 {
+	if keys := config.Clashes(e.Common()); len(keys) > 0 {
 		a.warn("daemon.json", fmt.Sprintf("%s sets %s, and so does DOCKER_OPTS: dockerd refuses to start with both; take it out of %s",
 			a.config.DaemonJSON, strings.Join(keys, ", "), a.config.DaemonJSON))
 		return

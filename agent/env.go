@@ -20,55 +20,37 @@ import (
 	"github.com/tulle-net/tulle/subnet"
 )
 
-// envPrefix begins the names of one family's variables. They are flannel's: other people's scripts read them.
-var envPrefix = [...]string{subnet.IPv4: "FLANNEL_", subnet.IPv6: "FLANNEL_IPV6_"}
-
-// env writes the env file's text: the network, this host's subnet as the bridge's address, and what dockerd needs to be
-// told.
-func env(h backend.Host, mtu int) []byte {
-	var b bytes.Buffer
-	var options []string
-	for f, r := range h.Config.Range.All() {
-		bridge := h.BridgeAddrs().Of(f)
-		own := netip.PrefixFrom(bridge.Addr(), h.Self.Subnet.Of(f).Bits())
-		fmt.Fprintf(&b, "%sNETWORK=%s\n%sSUBNET=%s\n", envPrefix[f], r.Network, envPrefix[f], own)
-		if f == subnet.IPv4 {
-			options = append(options, "--bip="+bridge.String())
-			options = append(options, envSlice(&b, h, own, bridge)...)
-		}
+// env is what the env file says: the network, this host's subnets as the bridge's addresses, and what dockerd needs to be told.
+func env(h backend.Host, mtu int) docker.Env {
+	e := docker.Env{Bridge: h.BridgeAddrs(), MTU: mtu, Masquerade: h.Masquerade.V4}
+	for f, bridge := range e.Bridge.All() {
+		*e.Network.At(f) = h.Config.Range.Of(f).Network
+		*e.Subnet.At(f) = netip.PrefixFrom(bridge.Addr(), h.Self.Subnet.Of(f).Bits())
 	}
-	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", mtu, h.Masquerade.V4)
-	options = append(options, fmt.Sprintf("--ip-masq=%t", !h.Masquerade.V4), fmt.Sprintf("--mtu=%d", mtu))
-	if h.Mark != 0 {
-		for _, o := range docker.Needs(docker.Version{}, docker.NFTables).Options {
-			options = append(options, string(o))
-		}
-	}
-	fmt.Fprintf(&b, "DOCKER_OPTS=\"%s\"\n", strings.Join(options, " "))
-	return b.Bytes()
+	_, e.Attach.V4, _ = split(h) // sayAttach tells of an error
+	return e
 }
 
-// envSlice adds the variables that say which addresses of the bridge's subnet are other hosts' or tulle attach's, and returns
-// what keeps Docker from handing them out.
-func envSlice(b *bytes.Buffer, h backend.Host, own, bridge netip.Prefix) (options []string) {
-	slice := own.Masked()
-	if bridge != own {
-		fmt.Fprintf(b, "TULLE_BRIDGE=%s\n", bridge)
+// envText is the env file's text.
+func envText(h backend.Host, mtu int) []byte {
+	var more []docker.Option
+	if h.Mark != 0 {
+		more = docker.Needs(docker.Version{}, docker.NFTables).Options
 	}
-	if docker, attach, err := h.Split(slice); err == nil && attach.IsValid() { // else sayAttach says why
-		fmt.Fprintf(b, "TULLE_ATTACH=%s\n", attach)
-		slice = docker
+	return env(h, mtu).Text(more...)
+}
+
+// split divides what this host has of IPv4 between Docker and tulle attach, which knows nothing else.
+func split(h backend.Host) (docker, attach netip.Prefix, err error) {
+	if h.Attach > 0 && !h.BridgeAddrs().V4.IsValid() {
+		return docker, attach, errors.New("it gives IPv4 addresses, of which this network has none: leave out --attach-addresses")
 	}
-	if slice == bridge.Masked() {
-		return nil
-	}
-	return []string{"--fixed-cidr=" + slice.String()}
+	return h.Split(h.Self.Subnet.V4)
 }
 
 // sayAttach warns if the lease has no room for the addresses that tulle attach is to have.
 func (a *Agent) sayAttach() {
-	h := a.state.plan.Host()
-	if _, _, err := h.Split(h.Self.Subnet.V4); err != nil {
+	if _, _, err := split(a.state.plan.Host()); err != nil {
 		a.say("attach", slog.LevelWarn, "no address is kept for tulle attach", "error", err)
 	} else {
 		delete(a.state.said, "attach")
@@ -78,7 +60,7 @@ func (a *Agent) sayAttach() {
 // writeEnv brings the env file and its copy up to date. A copy that can't be written is no reason to be without a network now.
 func (a *Agent) writeEnv(mtu int) error {
 	a.sayAttach()
-	text := env(a.state.plan.Host(), mtu)
+	text := envText(a.state.plan.Host(), mtu)
 	if path := a.config.StateFile; path != "" {
 		if _, err := replace(path, text); err != nil {
 			a.say("state file", slog.LevelWarn, "the env file's copy can't be written: after a reboot this host may get another subnet", "path", path, "error", err)
@@ -159,8 +141,8 @@ func previousSubnet(path string) (held subnet.Pair[netip.Prefix], err error) {
 	}
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		for f, prefix := range envPrefix {
-			if name != prefix+"SUBNET" {
+		for f, variable := range docker.SubnetVariables {
+			if name != variable {
 				continue
 			}
 			p, err := netip.ParsePrefix(strings.Trim(value, `"'`))

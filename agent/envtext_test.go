@@ -46,7 +46,7 @@ DOCKER_OPTS="--bip=10.5.65.1/24 --ip-masq=false --mtu=1450"
 FLANNEL_SUBNET=10.5.65.1/24
 FLANNEL_MTU=8950
 FLANNEL_IPMASQ=false
-DOCKER_OPTS="--bip=10.5.65.1/24 --ip-masq=true --mtu=8950"
+DOCKER_OPTS="--bip=10.5.65.1/24 --mtu=8950"
 `},
 		{"Docker with nftables", marked(host(subnet.Pair[subnet.Range]{V4: v4}, true)), 1450, `FLANNEL_NETWORK=10.5.0.0/16
 FLANNEL_SUBNET=10.5.65.1/24
@@ -60,17 +60,17 @@ FLANNEL_IPV6_NETWORK=fd12:3456::/48
 FLANNEL_IPV6_SUBNET=fd12:3456:0:34::1/64
 FLANNEL_MTU=1430
 FLANNEL_IPMASQ=true
-DOCKER_OPTS="--bip=10.5.65.1/24 --ip-masq=false --mtu=1430"
+DOCKER_OPTS="--bip=10.5.65.1/24 --ipv6 --fixed-cidr-v6=fd12:3456:0:34::/64 --ip-masq=false --mtu=1430"
 `},
 		{"IPv6", host(subnet.Pair[subnet.Range]{V6: v6}, true), 1430, `FLANNEL_IPV6_NETWORK=fd12:3456::/48
 FLANNEL_IPV6_SUBNET=fd12:3456:0:34::1/64
 FLANNEL_MTU=1430
 FLANNEL_IPMASQ=true
-DOCKER_OPTS="--ip-masq=false --mtu=1430"
+DOCKER_OPTS="--ipv6 --fixed-cidr-v6=fd12:3456:0:34::/64 --mtu=1430"
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			text := env(c.host, c.mtu)
+			text := envText(c.host, c.mtu)
 			if string(text) != c.text {
 				t.Errorf("got\n%swant\n%s", text, c.text)
 			}

@@ -44,7 +44,7 @@ type state struct {
 	failure  error                     // of the last pass
 	drift    map[string]int            // entries repaired, by table
 	warnings map[string]string         // what an operator should do something about, by topic
-	bridged  bool                      // the bridge has the lease's address
+	bridged  subnet.Pair[bool]         // the bridge has the lease's address
 	changed  recently                  // when leases last did
 	excluded []netip.Prefix            // of the network's range, for the underlay's sake
 }
@@ -357,11 +357,11 @@ func (a *Agent) replan(ctx context.Context) (*backend.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.say("underlay", slog.LevelInfo, "underlay", "device", underlay.Device, "mtu", underlay.MTU, "address", underlay.Local.V4, "public-ip", underlay.Public.V4)
+	a.say("underlay", slog.LevelInfo, "underlay", "device", underlay.Device, "mtu", underlay.MTU, "address", each(underlay.Local), "public-ip", each(underlay.Public))
 	s.excluded = underlay.Excluded(config)
 	if len(s.excluded) > 0 {
 		a.say("excluded", slog.LevelWarn, "the network's range contains the underlay's own: subnets that cover it are never leased nor routed",
-			"network", config.Range.V4.Network, "underlay", fmt.Sprint(s.excluded))
+			"network", networks(config), "underlay", fmt.Sprint(s.excluded))
 	}
 	facts, err := a.facts(ctx, b)
 	if err != nil {
@@ -391,7 +391,10 @@ func (s *state) unleased(config subnet.Config) error {
 		return fmt.Errorf("waiting for a lease%w", errSaid)
 	}
 	for f, r := range config.Range.All() {
-		if p := s.own.Lease.Subnet.Of(f); !r.Contains(p) {
+		switch p := s.own.Lease.Subnet.Of(f); {
+		case !p.IsValid():
+			return fmt.Errorf("waiting for a subnet of %s beside %s%w", r.Network, s.own.Lease.Key(), errSaid)
+		case !r.Contains(p):
 			return fmt.Errorf("waiting for a lease in the network's new range %s; %s is outside it", r.Network, p)
 		}
 	}

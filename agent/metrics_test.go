@@ -43,7 +43,7 @@ func full(operations ...string) (*prometheus.Registry, *metrics) {
 	}
 	reasons := map[subnet.Reason]int{}
 	for i, r := range []subnet.Reason{subnet.BadKey, subnet.BadValue, subnet.BadAddress, subnet.OutOfNetwork, subnet.OnUnderlay, subnet.Overlap,
-		subnet.Conflict, subnet.OwnAddress, subnet.BadMAC, subnet.WrongVNI, subnet.NotOnLink, subnet.WrongBackend} {
+		subnet.Conflict, subnet.OwnAddress, subnet.BadMAC, subnet.WrongVNI, subnet.NotOnLink, subnet.OtherFamily, subnet.WrongBackend} {
 		reasons[r] = i + 1
 	}
 	m.reject(reasons)

@@ -133,7 +133,7 @@ func TestNotProbed(t *testing.T) {
 			e.Lease.Backend, e.Lease.Data = r.store.lastWant().Backend, subnet.Pair[string]{}
 			r.put(e)
 			r.agent.mu.Lock()
-			inside := r.agent.state.inside()
+			inside := r.agent.state.inside().V4
 			r.agent.mu.Unlock()
 			p := r.agent.Peers().Peers
 			if len(p) != 1 || p[0].State != api.Unknown || !strings.Contains(p[0].Why, c.why) || (p[0].Why == "") != (c.why == "") || inside.String() != c.inside {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tulle-net/tulle/backend"
@@ -67,9 +68,27 @@ func (a *Agent) sayConfig() {
 	case s.stored.Err != nil:
 		a.say("config", slog.LevelError, "the network's config is not valid", "error", s.stored.Err)
 	default:
-		a.say("config", slog.LevelInfo, "network config", "network", s.config.Config.Range.V4.Network, "subnet-length", s.config.Config.Range.V4.SubnetLen,
+		a.say("config", slog.LevelInfo, "network config", "network", networks(s.config.Config), "subnet-length", lengths(s.config.Config),
 			"backend", backendName(s.config.Config))
 	}
+}
+
+// networks writes a config's ranges.
+func networks(c subnet.Config) string {
+	var texts []string
+	for _, r := range c.Range.All() {
+		texts = append(texts, r.Network.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
+// lengths writes how long the prefixes of its subnets are.
+func lengths(c subnet.Config) string {
+	var texts []string
+	for _, r := range c.Range.All() {
+		texts = append(texts, strconv.Itoa(r.SubnetLen))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // sayChanged says what is new about the network's config: which is seldom, and for all hosts.
@@ -105,22 +124,38 @@ func (a *Agent) sayWireGuard(f backend.Facts) {
 
 func (a *Agent) sayLease(own subnet.Own) {
 	before, l := a.state.own.Lease, own.Lease
+	if own.Yielded != "" {
+		a.say("yielded", slog.LevelWarn, own.Yielded)
+	}
 	switch {
 	case a.state.own.Held() && before.Subnet != l.Subnet:
-		a.log.Error("this host has another subnet now: restart Docker, or its containers stay cut off", "subnet", l.Subnet.V4, "before", before.Subnet.V4)
-		a.state.warnings["renumbered"] = fmt.Sprintf("this host's subnet changed from %s to %s while the agent ran: if Docker was not restarted since, restart it", before.Subnet.V4, l.Subnet.V4)
-		delete(a.state.said, "lease")
+		a.sayRenumbered(before.Subnet, l.Subnet)
 	case own.Err != nil:
 		a.say("lease", slog.LevelWarn, "the lease is held, but can't be looked after", "error", own.Err)
 	default:
-		a.say("lease", slog.LevelInfo, "lease held", "subnet", l.Subnet.V4, "public-ip", l.PublicIP.V4, "reserved", own.Reserved)
+		a.say("lease", slog.LevelInfo, "lease held", "subnet", each(l.Subnet), "public-ip", each(l.PublicIP), "reserved", own.Reserved)
 	}
+}
+
+// sayRenumbered says that this host's subnets are others now, or more: as when a network that has IPv4 gets IPv6, too.
+func (a *Agent) sayRenumbered(before, now subnet.Pair[netip.Prefix]) {
+	delete(a.state.said, "lease")
+	kept := true
+	for f, p := range before.All() {
+		kept = kept && now.Of(f) == p
+	}
+	if kept {
+		a.log.Warn("this host has a subnet of another family, too: restart Docker, so that its containers get addresses of it", "subnet", each(now), "before", each(before))
+	} else {
+		a.log.Error("this host has another subnet now: restart Docker, or its containers stay cut off", "subnet", each(now), "before", each(before))
+	}
+	a.state.warnings["renumbered"] = fmt.Sprintf("this host's subnet changed from %s to %s while the agent ran: if Docker was not restarted since, restart it", each(before), each(now))
 }
 
 // happening is what became of a peer.
 type happening struct {
 	key  string
-	ip   netip.Addr
+	ip   string
 	what string
 }
 
@@ -133,14 +168,14 @@ func (a *Agent) news(u subnet.Update) (events []happening) {
 		before, known := a.state.entries[key]
 		_, left := a.state.rejected[key]
 		switch {
-		case key == a.state.own.Lease.Key() || before.Lease.PublicIP == a.state.own.Lease.PublicIP || e.Err != nil:
+		case key == a.state.own.Lease.Key() || subnet.SameHost(before.Lease.PublicIP, a.state.own.Lease.PublicIP) || e.Err != nil:
 		case e == (subnet.Entry{}) && left: // it never was a peer
 		case e == (subnet.Entry{}) && known:
-			events = append(events, happening{key, before.Lease.PublicIP.V4, "left"})
+			events = append(events, happening{key, each(before.Lease.PublicIP), "left"})
 		case known:
-			events = append(events, happening{key, e.Lease.PublicIP.V4, difference(before.Lease, e.Lease)})
+			events = append(events, happening{key, each(e.Lease.PublicIP), difference(before.Lease, e.Lease)})
 		default:
-			events = append(events, happening{key, e.Lease.PublicIP.V4, "joined"})
+			events = append(events, happening{key, each(e.Lease.PublicIP), "joined"})
 		}
 	}
 	return events
@@ -150,7 +185,7 @@ func (a *Agent) news(u subnet.Update) (events []happening) {
 func difference(before, now subnet.Lease) string {
 	switch {
 	case before.PublicIP != now.PublicIP:
-		return fmt.Sprintf("has come from %s", before.PublicIP.V4)
+		return "has come from " + each(before.PublicIP)
 	case before.Backend != now.Backend:
 		return fmt.Sprintf("has changed its backend from %q to %q", before.Backend, now.Backend)
 	case before.Data != now.Data:

@@ -3,9 +3,11 @@ package agent
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tulle-net/tulle/agent/api"
@@ -69,9 +71,26 @@ func values[T interface {
 	return list
 }
 
+// each writes the values of a pair that are there.
+func each[T interface {
+	comparable
+	fmt.Stringer
+}](p subnet.Pair[T]) string {
+	var texts []string
+	for _, v := range p.All() {
+		texts = append(texts, v.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
 func network(p *backend.Plan) api.Network {
 	s, o := p.State(), p.State().Outer()
 	n := api.Network{Backend: cmp.Or(p.Host().Config.Backend.Type, "vxlan"), MTU: s.MTU, Device: o.Device, Kind: string(o.Kind), VNI: s.Links[o.Device].VXLAN.VNI, Port: o.Port}
+	if outers := s.Outers(); len(outers) > 1 {
+		for _, o := range outers {
+			n.Devices = append(n.Devices, api.Device{Name: o.Device, Port: o.Port})
+		}
+	}
 	for _, r := range p.Host().Config.Range.All() {
 		n.Ranges = append(n.Ranges, r.Network)
 	}

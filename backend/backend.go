@@ -184,12 +184,29 @@ func (h Host) common(mtu int) State {
 		*s.Firewall.Subnet.At(f) = p
 		*s.Firewall.Network.At(f) = h.Config.Range.Of(f).Network
 	}
+	if h.subnets().V6.IsValid() {
+		for _, device := range h.Underlay.AcceptRA {
+			s.Sysctls["net/ipv6/conf/"+device+"/accept_ra"] = "2" // also while forwarding
+		}
+	}
 	if h.Bridge != "" {
-		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: deriveMAC("bridge", h.Self.Key()), MTU: mtu}
+		mac := h.bridgeMAC()
+		s.Links[h.Bridge] = Link{Kind: KindBridge, MAC: mac, MTU: mtu}
+		if h.subnets().V6.IsValid() {
+			s.Addrs[Addr{h.Bridge, netip.PrefixFrom(mac.linkLocal(), 64)}] = struct{}{}
+		}
 	}
 	s.Firewall.Masquerade, s.Firewall.Forward, s.Firewall.Bridge = h.Masquerade, h.Forward, h.Bridge
 	s.Firewall.Mark, s.Firewall.NFTables = h.Mark, h.Config.NFTables
 	return s
+}
+
+// bridgeMAC does not change when a family is added to the network: containers know it as their gateway's.
+func (h Host) bridgeMAC() MAC {
+	for f, p := range h.subnets().All() {
+		return deriveMAC("bridge", subnet.FormatKey(subnet.PairOf(f, p)))
+	}
+	return deriveMAC("bridge")
 }
 
 func forwarding(f subnet.Family) string {

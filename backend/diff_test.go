@@ -15,6 +15,7 @@ import (
 func clone(s State) State {
 	s.Links, s.Addrs, s.FDB = maps.Clone(s.Links), maps.Clone(s.Addrs), maps.Clone(s.FDB)
 	s.Neighbours, s.Routes, s.Sysctls = maps.Clone(s.Neighbours), maps.Clone(s.Routes), maps.Clone(s.Sysctls)
+	s.Floods, s.Endpoints, s.Peers, s.Hooks = maps.Clone(s.Floods), maps.Clone(s.Endpoints), maps.Clone(s.Peers), maps.Clone(s.Hooks)
 	return s
 }
 
@@ -24,8 +25,12 @@ func apply(s State, c Changes) State {
 	applyDelta(s.Links, c.Links)
 	applyDelta(s.Addrs, c.Addrs)
 	applyDelta(s.FDB, c.FDB)
+	applyDelta(s.Floods, c.Floods)
 	applyDelta(s.Neighbours, c.Neighbours)
 	applyDelta(s.Routes, c.Routes)
+	applyDelta(s.Endpoints, c.Endpoints)
+	applyDelta(s.Peers, c.Peers)
+	applyDelta(s.Hooks, c.Hooks)
 	return s
 }
 

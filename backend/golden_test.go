@@ -58,18 +58,20 @@ func TestGoldens(t *testing.T) {
 	}
 }
 
-// The hostile hosts' golden must not lag behind the reasons that there are.
+// The hostile hosts' goldens must not lag behind the reasons that there are.
 func TestGoldenHasEveryReason(t *testing.T) {
 	t.Parallel()
-	archive, err := txtar.ParseFile("testdata/hostile.txtar")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := rejections(goldenPlan(t, archive))
-	for _, reason := range []subnet.Reason{subnet.BadKey, subnet.BadValue, subnet.BadAddress, subnet.OutOfNetwork, subnet.OnUnderlay,
-		subnet.Overlap, subnet.Conflict, subnet.OwnAddress, subnet.BadMAC, subnet.WrongVNI, subnet.WrongBackend} {
-		if !strings.Contains(text, ": "+string(reason)+": ") {
-			t.Errorf("nothing is rejected for %s", reason)
+	for file, others := range map[string][]subnet.Reason{"hostile": {subnet.OtherFamily}, "hostile-ipv6": nil} {
+		archive, err := txtar.ParseFile("testdata/" + file + ".txtar")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := rejections(goldenPlan(t, archive))
+		for _, reason := range append(others, subnet.BadKey, subnet.BadValue, subnet.BadAddress, subnet.OutOfNetwork, subnet.OnUnderlay,
+			subnet.Overlap, subnet.Conflict, subnet.OwnAddress, subnet.BadMAC, subnet.WrongVNI, subnet.WrongBackend) {
+			if !strings.Contains(text, ": "+string(reason)+": ") {
+				t.Errorf("%s: nothing is rejected for %s", file, reason)
+			}
 		}
 	}
 }
@@ -138,6 +140,8 @@ func parseHost(t *testing.T, cfg subnet.Config, text string) Host {
 			}
 		case "onlink":
 			h.Underlay.OnLink = append(h.Underlay.OnLink, netip.MustParsePrefix(value))
+		case "accept-ra":
+			h.Underlay.AcceptRA = append(h.Underlay.AcceptRA, value)
 		case "subnet":
 			p := netip.MustParsePrefix(value)
 			*h.Self.Subnet.At(subnet.FamilyOf(p.Addr())) = p

@@ -46,7 +46,7 @@ func (hostGW) Peer(h Host, l subnet.Lease) (p Part, err error) {
 		}
 	}
 	if len(p.Routes) == 0 {
-		return Part{}, subnet.Rejectf(subnet.OtherFamily, "its host is reached at %s, and IPv6 can't be routed by way of an IPv4 gateway", list(l.PublicIP))
+		return Part{}, subnet.Rejectf(subnet.OtherFamily, "its host is reached at %s, this host at %s: IPv6 can't be routed by way of an IPv4 gateway", list(l.PublicIP), list(h.Public()))
 	}
 	return p, nil
 }

@@ -24,6 +24,9 @@ var familiesText = [...]string{Matching: "auto", OnlyIPv4: "ipv4", OnlyIPv6: "ip
 
 func (f Families) String() string { return familiesText[f] }
 
+// MarshalText writes it as String does.
+func (f Families) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
 // UnmarshalText reads what String writes.
 func (f *Families) UnmarshalText(text []byte) error {
 	for i, name := range familiesText {
@@ -97,8 +100,8 @@ func (h Host) legs(name string, l subnet.Lease) ([]leg, error) {
 			outer = f.Other()
 		}
 		if !public.Of(outer).IsValid() || !l.PublicIP.Of(outer).IsValid() {
-			return nil, subnet.Rejectf(subnet.OtherFamily, "its host is reached at %s, this host at %s: they need a family in common on the underlay (--underlay-family both)",
-				list(l.PublicIP), list(public))
+			return nil, subnet.Rejectf(subnet.OtherFamily, "its host is reached at %s, this host at %s: they need a family in common on the underlay (%s)",
+				list(l.PublicIP), list(public), h.Families.remedy())
 		}
 		legs = append(legs, leg{l.Subnet.Of(f), outer, l.PublicIP.Of(outer)})
 	}
@@ -153,6 +156,14 @@ func (f Families) need() string {
 		return "IPv6 "
 	}
 	return ""
+}
+
+// remedy is what to do about hosts that f has not got in common. Some types have one family for all hosts.
+func (f Families) remedy() string {
+	if only := f.need(); only != "" {
+		return "here it is " + only + "alone"
+	}
+	return "--underlay-family both"
 }
 
 // addresses puts into s the addresses that h has on a tunnel's device: the first of each of its subnets. No other device of a peer's

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"encoding/json"
 	"testing"
 
 	"github.com/tulle-net/tulle/subnet"
@@ -35,5 +36,21 @@ func TestRedact(t *testing.T) {
 	got, want := Redact(`{"Backend":{"PSK":"`+psk+`"}}`, "(hidden)"), `{"Backend":{"PSK":"(hidden)"}}`
 	if got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// An agent tells of its options in JSON, and whoever asks must be able to read them.
+func TestOptionsInJSON(t *testing.T) {
+	t.Parallel()
+	for _, families := range []Families{Matching, OnlyIPv4, OnlyIPv6, Both} {
+		o := Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv6, true), Families: families}
+		text, err := json.Marshal(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Options
+		if err := json.Unmarshal(text, &got); err != nil || got != o {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
 	}
 }

@@ -21,7 +21,7 @@ type State struct {
 	Floods     map[Flood]struct{}
 	Neighbours map[NeighbourKey]MAC
 	Routes     map[netip.Prefix]Route // main table
-	Sysctls    map[string]string      // by their name, as in net.ipv4.ip_forward
+	Sysctls    map[string]string      // by their name, as in net.ipv4.ip_forward, or net/ipv6/conf/eth0.7/accept_ra, since a device's name may have dots
 	Firewall   Firewall
 	MTU        int    // of the overlay, bytes: what containers should have
 	Underlay   string // device that the overlay's packets leave by
@@ -42,6 +42,12 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 // Unicast reports whether m can be a device's address: neither zero nor a group address (IEEE 802, lowest bit of the first
 // octet).
 func (m MAC) Unicast() bool { return m != MAC{} && m[0]&1 == 0 }
+
+// linkLocal is the IPv6 address that a device with the MAC m gives itself (RFC 4291, appendix A). A device that hasn't one asks for no
+// neighbour on behalf of what it forwards (ndisc_send_ns, net/ipv6/ndisc.c).
+func (m MAC) linkLocal() netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+}
 
 // Kind is a link's type, as `ip link` spells it.
 type Kind string
@@ -65,6 +71,7 @@ type Link struct {
 	Master   string // bridge that it is a port of; "" for none
 	Suppress bool   // as a port: ARP requests that the bridge can answer don't leave by it (BR_NEIGH_SUPPRESS, Linux ≥ 4.15)
 	Down     bool   // never wanted; observed of a link that somebody set down
+	Autoconf bool   // never wanted; observed of a link that may get IPv6 addresses by itself (RFC 4862)
 }
 
 // Parent is the underlay device that l is bound to; "" for none.

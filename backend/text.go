@@ -73,6 +73,9 @@ func (l Link) String() string {
 	if l.Suppress {
 		text += " neigh_suppress on"
 	}
+	if l.Autoconf {
+		text += " autoconf"
+	}
 	return text
 }
 

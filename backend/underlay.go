@@ -26,7 +26,11 @@ type Underlay struct {
 	MTU    int                     // bytes
 	Local  subnet.Pair[netip.Addr] // Device's own addresses
 	Public subnet.Pair[netip.Addr] // where peers send to: Local, or what a NAT in front shows for it
-	OnLink []netip.Prefix          // reached on Device without a gateway, and its gateways themselves, as /32 or /128
+	OnLink []netip.Prefix          // reached on Device without a gateway, and its gateways themselves, as /32 or /128; IPv6's link-local ones aside
+
+	// Devices that take IPv6 addresses and routes as routers advertise them (RFC 4861): Device, and those of such routes. They
+	// would not once the host forwards, unless they are told to.
+	AcceptRA []string
 }
 
 // Excluded returns the parts of the network's own range that the underlay needs for itself. Their subnets must never be

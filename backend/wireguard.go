@@ -2,6 +2,7 @@ package backend
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -108,6 +109,9 @@ func (b wireguard) Fixed(h Host) (State, error) {
 	if h.Facts.Userspace {
 		kind = KindTUN
 	}
+	if public := h.Public(); b.mode == separate && b.ports.V4 == b.ports.V6 && public.V4.IsValid() && public.V6.IsValid() {
+		return State{}, fmt.Errorf("ListenPort and ListenPortV6 are both %d, and this host needs a device for each of %s: give them different ports, or choose Mode auto", b.ports.V4, list(public))
+	}
 	s := h.common(mtu)
 	for f := range h.Public().All() {
 		name, port := b.device(f)
@@ -123,12 +127,13 @@ func (b wireguard) Fixed(h Host) (State, error) {
 }
 
 func (b wireguard) Peer(h Host, l subnet.Lease) (p Part, err error) {
-	legs, err := b.on(h).legs("wireguard", l)
+	h = b.on(h)
+	legs, err := h.legs("wireguard", l)
 	if err != nil {
 		return Part{}, err
 	}
 	for _, g := range legs {
-		if b.mode == auto && h.Underlay.Public.V4.IsValid() && l.PublicIP.V4.IsValid() && h.Families != OnlyIPv6 {
+		if b.mode == auto && h.Public().V4.IsValid() && l.PublicIP.V4.IsValid() {
 			g.outer, g.to = subnet.IPv4, l.PublicIP.V4
 		}
 		key, port, err := b.peerKey(h, l, g.outer)

@@ -126,8 +126,8 @@ func leaseExpiring(f Facts) []Finding {
 		"see that the agent runs and reaches etcd: systemctl status tulle")
 }
 
-// duplicates makes a finding for each value that several leases share.
-func duplicates[K comparable](f Facts, of func(subnet.Lease) (K, bool), what string, fix func(keys []string) string) (findings []Finding) {
+// duplicates makes a finding for each value that several leases share. A lease may have several: one for each family.
+func duplicates[K comparable](f Facts, of func(subnet.Lease, subnet.Family) (K, bool), what string, fix func(keys []string) string) (findings []Finding) {
 	keys := map[K][]string{}
 	entries := f.Plan.Entries()
 	for _, key := range slices.Sorted(maps.Keys(entries)) {
@@ -135,8 +135,10 @@ func duplicates[K comparable](f Facts, of func(subnet.Lease) (K, bool), what str
 		if e.Err != nil || e.Reserved && e.Lease.Idle() { // a reservation that its host will change to
 			continue
 		}
-		if v, ok := of(e.Lease); ok {
-			keys[v] = append(keys[v], key)
+		for _, family := range []subnet.Family{subnet.IPv4, subnet.IPv6} {
+			if v, ok := of(e.Lease, family); ok && !slices.Contains(keys[v], key) {
+				keys[v] = append(keys[v], key)
+			}
 		}
 	}
 	for v, list := range keys {
@@ -155,7 +157,9 @@ func duplicates[K comparable](f Facts, of func(subnet.Lease) (K, bool), what str
 }
 
 func duplicateAddresses(f Facts) []Finding {
-	address := func(l subnet.Lease) (netip.Addr, bool) { return l.PublicIP.V4, l.PublicIP.V4.IsValid() }
+	address := func(l subnet.Lease, f subnet.Family) (netip.Addr, bool) {
+		return l.PublicIP.Of(f), l.PublicIP.Of(f).IsValid()
+	}
 	return duplicates(f, address, "public address", func(keys []string) string {
 		own := f.Plan.Host().Self.Key()
 		keys = slices.DeleteFunc(keys, func(key string) bool { return key == own })
@@ -164,13 +168,16 @@ func duplicateAddresses(f Facts) []Finding {
 	})
 }
 
-// release writes a key as tulle lease release takes it.
-func release(key string) string { return strings.ReplaceAll(key, "-", "/") }
+// release writes a key as tulle lease release takes it: a lease by the first of its subnets.
+func release(key string) string {
+	first, _, _ := strings.Cut(key, "&")
+	return strings.ReplaceAll(first, "-", "/")
+}
 
 func duplicateMACs(f Facts) []Finding {
-	mac := func(l subnet.Lease) (string, bool) {
+	mac := func(l subnet.Lease, f subnet.Family) (string, bool) {
 		var data struct{ VtepMAC string }
-		err := json.Unmarshal([]byte(l.Data.V4), &data)
+		err := json.Unmarshal([]byte(l.Data.Of(f)), &data)
 		return strings.ToLower(data.VtepMAC), err == nil && data.VtepMAC != ""
 	}
 	return duplicates(f, mac, "VTEP MAC", func(keys []string) string {
@@ -180,9 +187,9 @@ func duplicateMACs(f Facts) []Finding {
 }
 
 func duplicateKeys(f Facts) []Finding {
-	key := func(l subnet.Lease) (string, bool) {
+	key := func(l subnet.Lease, f subnet.Family) (string, bool) {
 		var data struct{ PublicKey string }
-		err := json.Unmarshal([]byte(l.Data.V4), &data)
+		err := json.Unmarshal([]byte(l.Data.Of(f)), &data)
 		return data.PublicKey, l.Backend == "wireguard" && err == nil && data.PublicKey != ""
 	}
 	return duplicates(f, key, "WireGuard key", func(keys []string) string {
@@ -204,6 +211,7 @@ var remedies = map[subnet.Reason]string{
 	subnet.BadMAC:       "restart its host's agent",
 	subnet.WrongVNI:     "restart its host's agent, or set its config's VNI to the network's",
 	subnet.NotOnLink:    "put its host on this host's segment, or take a backend that does not need that: vxlan with DirectRouting",
+	subnet.OtherFamily:  "give both hosts a family in common: on the underlay by --underlay-family both where a host has both, inside by the network's config (EnableIPv6), which each host follows once it holds a subnet of that family",
 	subnet.WrongBackend: "look at its agent there (tulle status): it takes the network's backend as soon as it is in touch with etcd; restart flanneld, which reads the config once",
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -15,10 +16,11 @@ import (
 func forwardingOff(f Facts) []Finding {
 	want := map[string]string{ipForward: "1"}
 	if f.Plan != nil {
-		for name, value := range f.Plan.State().Sysctls {
-			want[name] = value
+		want = map[string]string{}
+		for family := range f.Plan.Host().BridgeAddrs().All() {
+			want[forwards.Of(family)] = "1"
 		}
-		for _, device := range []string{f.leaves(), f.Plan.Host().Bridge} {
+		for _, device := range []string{f.leaves(subnet.IPv4), f.Plan.Host().Bridge} {
 			want[conf(device, "forwarding")] = "1"
 		}
 	}
@@ -46,12 +48,17 @@ type crossing struct {
 	packet Packet
 }
 
-// leaves is the device by which packets come and go between this host's containers and peers': with l2 it is their bridge, and with an
-// operator's own means the underlay's, most likely.
-func (f Facts) leaves() string {
+// leaves is the device by which packets of a family come and go between this host's containers and peers': with l2 it is their bridge,
+// and with an operator's own means the underlay's, most likely.
+func (f Facts) leaves(family subnet.Family) string {
 	h, s := f.Plan.Host(), f.Plan.State()
 	if bridged(f.Plan) {
 		return h.Bridge
+	}
+	for _, p := range f.Paths {
+		if p.family() == family && !p.direct() {
+			return p.Carrier.Device
+		}
 	}
 	return cmp.Or(s.Firewall.From[0], h.Underlay.Device)
 }
@@ -64,9 +71,8 @@ func (f Facts) passing() bool {
 // crossings are one in each direction and family, with a container of a peer, or of one that may come.
 func (f Facts) crossings() (all []crossing) {
 	h := f.Plan.Host()
-	leaves := f.leaves()
 	for family, leased := range h.Self.Subnet.All() {
-		own, peer := second(leased.Addr()), f.neighbour(family)
+		own, peer, leaves := second(leased.Addr()), f.neighbour(family), f.leaves(family)
 		all = append(all,
 			crossing{"to containers", Packet{In: leaves, Out: h.Bridge, Src: peer, Dst: own, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}},
 			crossing{"from containers", Packet{In: h.Bridge, Out: leaves, Src: own, Dst: peer, Protocol: "tcp", State: "NEW", Bridged: leaves == h.Bridge}})
@@ -77,7 +83,7 @@ func (f Facts) crossings() (all []crossing) {
 // neighbour is an address of a container of a peer's, or of one that may come.
 func (f Facts) neighbour(family subnet.Family) netip.Addr {
 	for _, p := range f.Paths {
-		if subnet.FamilyOf(p.Subnet.Addr()) == family {
+		if p.family() == family {
 			return second(p.Subnet.Addr())
 		}
 	}
@@ -95,6 +101,7 @@ type dropped struct {
 	table  string
 	ways   []string
 	Verdict
+	carrier backend.Outer // of the overlay's own packets
 }
 
 // tool is the program that knows the rule.
@@ -110,7 +117,7 @@ func (f Facts) forwardDrops() (drops []dropped) {
 		p.Mark = f.Filter.Verdict("mangle", "PREROUTING", p).Mark
 		for _, table := range []string{"mangle", "filter"} {
 			if v := f.Filter.Verdict(table, "FORWARD", p); !v.Accept {
-				drops = merge(drops, dropped{p.family(), table, []string{c.way}, v})
+				drops = merge(drops, dropped{family: p.family(), table: table, ways: []string{c.way}, Verdict: v})
 				break
 			}
 		}
@@ -206,7 +213,7 @@ func (f Facts) rawDrops() (drops []dropped) {
 		for _, a := range append(f.Filter.addresses("raw", own), into.Dst) {
 			into.Dst = a
 			if v := f.Filter.Verdict("raw", "PREROUTING", into); !v.Accept {
-				drops = merge(drops, dropped{into.family(), "raw", []string{"to " + a.String()}, v})
+				drops = merge(drops, dropped{family: into.family(), table: "raw", ways: []string{"to " + a.String()}, Verdict: v})
 			}
 		}
 	}
@@ -266,7 +273,7 @@ func (f Facts) bridgedDrops() []dropped {
 	if v.Accept || named || strings.Contains(v.Rule, fmt.Sprintf("-i %s -o %s -j DROP", h.Bridge, h.Bridge)) {
 		return nil
 	}
-	return []dropped{{subnet.IPv4, "filter", []string{"between containers of this host"}, v}}
+	return []dropped{{table: "filter", ways: []string{"between containers of this host"}, Verdict: v}}
 }
 
 func brNetfilter(f Facts) (findings []Finding) {
@@ -294,7 +301,7 @@ func rpFilter(f Facts) (findings []Finding) {
 	}
 	fix := fmt.Sprintf("sysctl -w %s=2", conf(dev, "rp_filter"))
 	for _, p := range f.Paths {
-		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" {
+		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" && p.Public.Is4() {
 			findings = one(fmt.Sprintf("the reverse path filter of %s drops what peers send: packets to them leave by %s", dev, p.Outer.Dev),
 				fmt.Sprintf("sysctl: %s = 1; ip route get fibmatch %s: %s", strict, p.Public, p.Outer), fix)
 			break
@@ -305,7 +312,7 @@ func rpFilter(f Facts) (findings []Finding) {
 	}
 	own := second(h.Self.Subnet.V4.Addr())
 	for _, p := range f.Paths {
-		if p.Direct || !p.Public.Is4() { // the way back is by the same device
+		if p.direct() || !p.Public.Is4() { // the way back is by the same device
 			continue
 		}
 		v := f.Filter.Verdict("nat", "POSTROUTING", Packet{In: h.Bridge, Out: dev, Src: own, Dst: p.Public, Protocol: "tcp", State: "NEW"})
@@ -329,16 +336,16 @@ func outerFiltered(f Facts) (findings []Finding) {
 	}
 	seen := map[string]bool{}
 	for _, d := range drops {
-		if seen[d.table+d.Rule] {
+		if seen[d.tool()+d.table+d.Rule] {
 			continue
 		}
-		seen[d.table+d.Rule] = true
+		seen[d.tool()+d.table+d.Rule] = true
 		fix := d.without()
 		if d.Position == 0 {
-			_, got := outerPackets(f.Plan.Host().Underlay, f.outer(), f.Paths[0].Public)
+			_, got := outerPackets(f.Plan.Host().Underlay, d.carrier, f.Paths[0].Public)
 			fix = fmt.Sprintf("%s -I %s %s, for good: in whatever makes your rules", d.tool(), d.Chain, got.accept())
 		}
-		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], f.outer()),
+		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], d.carrier),
 			Evidence: fmt.Sprintf("%s-save -t %s: %s", d.tool(), d.table, d.Rule), Fix: fix})
 	}
 	return findings
@@ -352,10 +359,10 @@ func (f Facts) outerDrops(p Path) []dropped {
 
 // outerVerdicts are those on each of the chains that the overlay's packets pass on this host.
 func (f Facts) outerVerdicts(p Path) (all []dropped) {
-	if p.Direct {
+	if p.direct() {
 		return nil
 	}
-	out, in := outerPackets(f.Plan.Host().Underlay, f.outer(), p.Public)
+	out, in := outerPackets(f.Plan.Host().Underlay, p.Carrier, p.Public)
 	for _, step := range []struct {
 		table, chain, way string
 		packet            Packet
@@ -363,7 +370,7 @@ func (f Facts) outerVerdicts(p Path) (all []dropped) {
 		{"raw", "PREROUTING", "from peers", in}, {"mangle", "PREROUTING", "from peers", in}, {"mangle", "INPUT", "from peers", in}, {"filter", "INPUT", "from peers", in},
 		{"raw", "OUTPUT", "to peers", out}, {"mangle", "OUTPUT", "to peers", out}, {"filter", "OUTPUT", "to peers", out}, {"mangle", "POSTROUTING", "to peers", out},
 	} {
-		all = append(all, dropped{step.packet.family(), step.table, []string{step.way}, f.Filter.Verdict(step.table, step.chain, step.packet)})
+		all = append(all, dropped{step.packet.family(), step.table, []string{step.way}, f.Filter.Verdict(step.table, step.chain, step.packet), p.Carrier})
 	}
 	return all
 }

@@ -46,7 +46,7 @@ func flanneld(f Facts) []Finding {
 		}
 	}
 	for _, d := range f.Devices {
-		if strings.HasPrefix(d.Name, "flannel.") || d.Name == "cni0" {
+		if strings.HasPrefix(d.Name, "flannel.") || strings.HasPrefix(d.Name, "flannel-") || d.Name == "cni0" {
 			seen = append(seen, fmt.Sprintf("device %s, with %s", d.Name, list(d.Addrs)))
 		}
 	}
@@ -70,12 +70,14 @@ func list(addrs []netip.Prefix) string {
 
 // deviceClash looks for devices that keep the kernel from making the overlay's.
 func deviceClash(f Facts) (findings []Finding) {
-	o := f.outer()
-	want := f.Plan.State().Links[o.Device]
+	s := f.Plan.State()
 	for _, d := range f.Devices {
-		if d.Name == o.Device || !d.clashes(o, want) {
+		outers := s.Outers()
+		i := slices.IndexFunc(outers, func(o backend.Outer) bool { return d.clashes(o, s.Links[o.Device]) })
+		if _, own := s.Links[d.Name]; own || i < 0 {
 			continue
 		}
+		o := outers[i]
 		what, evidence, fix := "UDP port", fmt.Sprintf("%s id %d dstport %d", d.Kind, d.VNI, d.Port), "another Port"
 		switch o.Kind {
 		case backend.KindVXLAN:
@@ -96,15 +98,17 @@ func (d Device) clashes(o backend.Outer, want backend.Link) bool {
 	case o.Kind == backend.KindIPIP:
 		return d.Kind == string(o.Kind) && d.Local == want.IPIP.Local && !d.Remote.IsValid()
 	case o.Kind == backend.KindVXLAN && d.Kind == string(o.Kind):
-		return d.VNI == want.VXLAN.VNI && d.Port == o.Port
+		return d.VNI == want.VXLAN.VNI && d.Port == o.Port && d.Local.Is6() == want.VXLAN.Local.Is6()
 	}
 	return o.Port != 0 && d.Port == o.Port
 }
 
 func portTaken(f Facts) (findings []Finding) {
 	for _, p := range f.Programs {
-		if p.Listens {
-			findings = append(findings, Finding{What: fmt.Sprintf("%s listens on the overlay's UDP port %d: %s can't have it", p.Name, f.outer().Port, f.outer().Device),
+		if p.Listens != 0 {
+			outers := f.Plan.State().Outers()
+			i := slices.IndexFunc(outers, func(o backend.Outer) bool { return o.Port == p.Listens })
+			findings = append(findings, Finding{What: fmt.Sprintf("%s listens on the overlay's UDP port %d: %s can't have it", p.Name, p.Listens, outers[i].Device),
 				Evidence: fmt.Sprintf("ss -ulnp: %s", p),
 				Fix:      fmt.Sprintf("stop %s, or choose another port for this network (tulle config set)", p.Name)})
 		}
@@ -118,18 +122,30 @@ func (f Facts) explained() bool { return f.Lacks != "" || len(deviceClash(f))+le
 // deviceWell reports whether the overlay's device is as it should be: else it is no wonder that peers don't answer.
 func (f Facts) deviceWell() bool { return !f.explained() && len(overlayDevice(f)) == 0 }
 
-func overlayDevice(f Facts) []Finding {
-	o := f.outer()
+func overlayDevice(f Facts) (findings []Finding) {
+	if f.explained() {
+		return nil
+	}
+	for _, o := range f.Plan.State().Outers() {
+		findings = append(findings, f.tunnel(o)...)
+	}
+	return findings
+}
+
+// tunnel looks at one of the devices that encapsulate.
+func (f Facts) tunnel(o backend.Outer) []Finding {
 	d, ok := f.device(o.Device)
 	have, wanted := d.text(), deviceOf(f.Plan.State().Links[o.Device]).text()
 	const fix = "systemctl restart tulle; journalctl -u tulle says if it can't be made"
+	nobody := "no peer is reached"
+	if len(f.tunnels()) > 1 {
+		nobody += " by it"
+	}
 	switch {
-	case o.Device == "" || f.explained():
-		return nil
 	case !ok:
-		return one(o.Device+" is missing: no peer is reached", "ip link show "+o.Device+": it does not exist", fix)
+		return one(o.Device+" is missing: "+nobody, "ip link show "+o.Device+": it does not exist", fix)
 	case !d.Up:
-		return one(o.Device+" is down: no peer is reached", "ip link show "+o.Device+": state DOWN",
+		return one(o.Device+" is down: "+nobody, "ip link show "+o.Device+": state DOWN",
 			"ip link set "+o.Device+" up; systemctl restart tulle puts back the routes that it lost")
 	case have != wanted && len(mtuUnderlay(f)) == 0:
 		return one(o.Device+" is not as the network's config has it", "ip -d link show "+o.Device+": "+have+"; wanted is "+wanted, fix)
@@ -224,11 +240,13 @@ func (f Facts) because(w kernel.Way) (text string) {
 	return text
 }
 
-// rivalDefaults looks for default routes of which it is chance which one the agent chose the underlay by.
+// rivalDefaults looks for default routes of which it is chance which one the agent chose the underlay by: those of IPv6 only where there
+// is no IPv4.
 func rivalDefaults(f Facts) []Finding {
 	var rivals []Route
+	h := f.Plan.Host()
 	for _, r := range f.Routes {
-		if r.Dst != netip.PrefixFrom(netip.IPv4Unspecified(), 0) || r.Table != unix.RT_TABLE_MAIN || r.Kind != "unicast" {
+		if r.Dst.Bits() != 0 || r.Dst.Addr().Is6() == h.Underlay.Local.V4.IsValid() || r.Table != unix.RT_TABLE_MAIN || r.Kind != "unicast" {
 			continue
 		}
 		if len(rivals) > 0 && r.Metric < rivals[0].Metric {
@@ -238,7 +256,7 @@ func rivalDefaults(f Facts) []Finding {
 			rivals = append(rivals, r)
 		}
 	}
-	u := f.Plan.Host().Underlay.Device
+	u := h.Underlay.Device
 	if f.Chosen || len(rivals) < 2 || !slices.ContainsFunc(rivals, func(r Route) bool { return r.Dev == u }) {
 		return nil
 	}
@@ -259,8 +277,9 @@ func (f Facts) inNetwork(r Route) bool {
 	if h.Bridge == "" && r.Dst == own { // to what this host has in a bridge's place
 		return false
 	}
+	_, planned := f.Plan.State().Links[r.Dev]
 	return network.IsValid() && !byOperator(f.Plan) && r.Dst.Bits() >= network.Bits() && network.Contains(r.Dst.Addr()) && r.Table == unix.RT_TABLE_MAIN &&
-		r.Dev != f.outer().Device && r.Dev != h.Bridge && !slices.Contains(h.Underlay.OnLink, r.Dst)
+		!planned && r.Dev != h.Bridge && !slices.Contains(h.Underlay.OnLink, r.Dst)
 }
 
 func overlappingRoutes(f Facts) (findings []Finding) {
@@ -277,7 +296,7 @@ func overlappingRoutes(f Facts) (findings []Finding) {
 		}
 	}
 	if len(rows) > 0 {
-		findings = one(fmt.Sprintf("somebody else routes parts of the overlay's range %s", f.Plan.Host().Config.Range.V4.Network), some(rows),
+		findings = one(fmt.Sprintf("somebody else routes parts of the overlay's range %s", networks(f.Plan)), some(rows),
 			"take the route or rule away from whoever made it (a VPN, another overlay, a Docker network); or choose another range for this network (tulle config set)")
 	}
 	if peers, dev, evidence := f.ledAway(false); len(peers) > 0 {
@@ -304,21 +323,25 @@ func (f Facts) outside(p Path) bool {
 // notProgrammed looks for what the agent makes for each peer. A route that somebody else's stands in front of is overlapping.
 func notProgrammed(f Facts) []Finding {
 	var rows []string
+	var missing []Path
 	fix := "systemctl restart tulle"
 	for _, p := range f.Paths {
-		network := f.Plan.Host().Config.Range.Of(subnet.FamilyOf(p.Public)).Network
+		network := f.Plan.Host().Config.Range.Of(p.family()).Network
 		theirs := p.Inner.Table != 0 || p.Inner.Prefix.IsValid() && p.Inner.Prefix.Bits() >= network.Bits()
 		switch {
 		case p.Entry != (Hop{}):
 			rows, fix = append(rows, fmt.Sprintf("%s: %s; %s", p.Key, p.Entry.What, p.Entry.Why)), p.Entry.Fix
 		case !f.programmed(p) && !theirs:
 			rows = append(rows, fmt.Sprintf("ip route get fibmatch, to %s: %s", p.Key, p.Inner))
+		default:
+			continue
 		}
+		missing = append(missing, p)
 	}
 	if len(rows) == 0 || !f.deviceWell() {
 		return nil
 	}
-	return one(fmt.Sprintf("what leads to %s is not in the kernel, or altered", count(len(rows), "peer")), some(rows), fix+"; tulle trace ADDRESS shows the whole way")
+	return one(fmt.Sprintf("what leads to %s is not in the kernel, or altered", count(peers(missing), "peer")), some(rows), fix+"; tulle trace ADDRESS shows the whole way")
 }
 
 // dockerd is this host's, if one runs.
@@ -341,38 +364,52 @@ func (f Facts) setting(name string) string {
 
 // restored reports whether a dockerd was told the address that it should have, and kept another: with --live-restore and
 // containers that run it does.
-func (f Facts) restored(want netip.Prefix) bool { return f.setting("--bip") == want.String() }
-
-func (f Facts) bridgeAddrs() (bridge Device, want netip.Prefix, rest []netip.Prefix, exists bool) {
-	want = f.Plan.Host().BridgeAddrs().V4
-	bridge, exists = f.device(f.Plan.Host().Bridge)
-	for _, a := range bridge.Addrs {
-		if a != want && subnet.FamilyOf(a.Addr()) == subnet.FamilyOf(want.Addr()) {
-			rest = append(rest, a)
-		}
-	}
-	return bridge, want, rest, exists && want.IsValid()
+func (f Facts) restored(want netip.Prefix) bool {
+	return f.setting(bips.Of(subnet.FamilyOf(want.Addr()))) == want.String()
 }
 
-func bridgeAddress(f Facts) []Finding {
-	bridge, want, rest, exists := f.bridgeAddrs()
-	if !exists || slices.Contains(bridge.Addrs, want) || len(rest) > 0 && f.restored(want) {
+// bridged looks at the bridge's addresses by family: find is given the one that it should have, and the others that it has.
+func (f Facts) bridged(find func(bridge Device, want netip.Prefix, rest []netip.Prefix) []Finding) (findings []Finding) {
+	bridge, exists := f.device(f.Plan.Host().Bridge)
+	for family, want := range f.Plan.Host().BridgeAddrs().All() {
+		var rest []netip.Prefix
+		for _, a := range bridge.Addrs {
+			if a != want && subnet.FamilyOf(a.Addr()) == family && !a.Addr().IsLinkLocalUnicast() {
+				rest = append(rest, a)
+			}
+		}
+		if exists && !f.off(bridge.Name, family) {
+			findings = append(findings, find(bridge, want, rest)...)
+		}
+	}
+	return findings
+}
+
+func bridgeAddress(f Facts) []Finding { return f.bridged(f.addressOf) }
+
+func (f Facts) addressOf(bridge Device, want netip.Prefix, rest []netip.Prefix) []Finding {
+	if slices.Contains(bridge.Addrs, want) || len(rest) > 0 && f.restored(want) {
 		return nil
 	}
-	return one(fmt.Sprintf("%s has %s, and this host's lease says %s: its containers are not reached", bridge.Name, list(rest), want),
+	has := list(rest)
+	if len(rest) == 0 && len(bridge.Addrs) > 0 {
+		has = "no address of " + subnet.FamilyOf(want.Addr()).String()
+	}
+	return one(fmt.Sprintf("%s has %s, and this host's lease says %s: its containers are not reached", bridge.Name, has, want),
 		fmt.Sprintf("ip addr show %s: %s", bridge.Name, list(bridge.Addrs)),
 		fmt.Sprintf("systemctl stop docker; ip link del %s; systemctl start docker, with DOCKER_OPTS from %s", bridge.Name, f.EnvPath))
 }
 
-func liveRestore(f Facts) []Finding {
-	bridge, want, rest, exists := f.bridgeAddrs()
+func liveRestore(f Facts) []Finding { return f.bridged(f.keptOf) }
+
+func (f Facts) keptOf(bridge Device, want netip.Prefix, rest []netip.Prefix) []Finding {
 	has := slices.Contains(bridge.Addrs, want)
-	if !exists || len(rest) == 0 || !has && !f.restored(want) {
+	if len(rest) == 0 || !has && !f.restored(want) {
 		return nil
 	}
 	evidence := fmt.Sprintf("ip addr show %s: %s; wanted is %s", bridge.Name, list(bridge.Addrs), want)
 	if f.restored(want) {
-		evidence += "; dockerd was told --bip=" + want.String()
+		evidence += "; dockerd was told " + bips.Of(subnet.FamilyOf(want.Addr())) + "=" + want.String()
 	}
 	return one(fmt.Sprintf("%s keeps %s from before: Docker's --live-restore leaves it as long as containers run", bridge.Name, list(rest)), evidence,
 		fmt.Sprintf("docker stop $(docker ps -q); systemctl restart docker, with DOCKER_OPTS from %s; if the address stays: ip addr del %s dev %s",

@@ -50,8 +50,9 @@ COMMIT
 // host is a host that can be made ill before its facts are asked for.
 type host struct {
 	*Facts
-	view  api.View
-	rules string
+	view   api.View
+	rules  string
+	rules6 string // ip6tables'
 }
 
 // rule puts a rule at the head of a chain.
@@ -90,6 +91,7 @@ func (h *host) facts(t *testing.T) Facts {
 		h.Plan = plan
 	}
 	h.Filter = ParseFilter(h.rules)
+	h.Filter.sets = append(h.Filter.sets, parseRules(subnet.IPv6, h.rules6))
 	if tunnel := h.dev("tulle.1"); tunnel != nil && tunnel.VNI == 0 { // as the plan has it, unless it was made ill
 		link := plan.State().Links["tulle.1"]
 		tunnel.VNI, tunnel.Port, tunnel.Local, tunnel.MTU = link.VXLAN.VNI, link.VXLAN.Port, link.VXLAN.Local, link.MTU
@@ -101,6 +103,7 @@ func (h *host) facts(t *testing.T) Facts {
 func well() *host {
 	expires, renewed := now.Add(20*time.Hour), now.Add(-4*time.Hour)
 	p := netip.MustParsePrefix
+	v4 := func(text string) subnet.Pair[netip.Prefix] { return subnet.PairOf(subnet.IPv4, p(text)) }
 	a := netip.MustParseAddr
 	h := &host{rules: cleanRules, view: api.View{
 		Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, Leases: map[string]api.StoredLease{},
@@ -115,7 +118,7 @@ func well() *host {
 	h.Facts = &Facts{Unseen: map[Part]string{}, Host: "host1", Now: now, EnvPath: "/run/tulle/subnet.env", FlannelPath: flannelEnv,
 		Status: api.Status{Ready: true, Lease: &api.Lease{Key: "10.5.1.0-24", Expires: &expires, Renewed: &renewed}, Docker: api.DockerState{Bridge: "docker0"}},
 		Etcd:   api.Etcd{Endpoints: []api.EtcdEndpoint{{URL: "http://192.0.2.1:2379", Clock: 1}}, Revision: 200, Lease: &stored, TTL: 72000},
-		Env:    docker.Env{Network: p("10.5.0.0/16"), Subnet: p("10.5.1.1/24"), Bridge: p("10.5.1.1/24"), MTU: 1450, Masquerade: true},
+		Env:    docker.Env{Network: v4("10.5.0.0/16"), Subnet: v4("10.5.1.1/24"), Bridge: v4("10.5.1.1/24"), MTU: 1450, Masquerade: true},
 		Devices: []Device{{Name: "lo", Up: true, MTU: 65536, Addrs: []netip.Prefix{p("127.0.0.1/8")}}, {Name: "eth0", Up: true, MTU: 1500, Addrs: []netip.Prefix{p("192.0.2.11/24")}},
 			{Name: "docker0", Kind: "bridge", Up: true, MTU: 1450, Addrs: []netip.Prefix{p("10.5.1.1/24")}}, {Name: "tulle.1", Kind: "vxlan", Up: true, Addrs: []netip.Prefix{p("10.5.1.0/32")}},
 			{Name: "veth1", Kind: "veth", Up: true, MTU: 1450, Master: "docker0"}},
@@ -127,7 +130,7 @@ func well() *host {
 	for i, ip := range []string{"192.0.2.12", "192.0.2.13"} {
 		vtep := netip.AddrFrom4([4]byte{10, 5, byte(i + 2), 0})
 		h.Paths = append(h.Paths, Path{Key: vtep.String() + "-24", Public: a(ip), Subnet: netip.PrefixFrom(vtep, 24), Inside: vtep, Outer: routeOf("192.0.2.0/24 dev eth0 proto 2"), Inner: kernel.Way{Prefix: netip.PrefixFrom(vtep, 24), Type: "unicast", Via: vtep, Dev: "tulle.1", Protocol: ours},
-			Underlay: true, Overlay: true, Longest: 1450, Checksum: probe.ChecksumFine})
+			Carrier: backend.Outer{Device: "tulle.1", Kind: backend.KindVXLAN, Port: 8472}, Underlay: true, Overlay: true, Longest: 1450, Checksum: probe.ChecksumFine})
 	}
 	return h
 }
@@ -218,7 +221,7 @@ func (h *host) carry(object string) {
 	for i := range h.Paths {
 		p := &h.Paths[i]
 		row, _ := rowFor(plan, p.Subnet.Addr())
-		p.Direct, p.Inside, p.Longest = !row.tunnelled(), row.Inside, s.MTU
+		p.Carrier, p.Inside, p.Longest = row.Outer, row.Inside, s.MTU
 		p.Overlay = row.Inside.IsValid()
 		p.Inner = kernel.Way{Prefix: row.Prefix, Type: "unicast", Via: row.Via, Dev: row.Dev, Protocol: ours}
 		if !row.routed() {
@@ -228,6 +231,61 @@ func (h *host) carry(object string) {
 			p.Inner = routeOf("10.5.0.0/16 dev docker0 proto 2")
 		}
 	}
+}
+
+// six has a network of dualStack and its like, and all well with it.
+func (h *host) six(config string) {
+	h.view = sixView(config)
+	stored := h.view.Self
+	h.Etcd.Lease = &stored
+	plan, err := Plan(h.view)
+	if err != nil {
+		panic(err)
+	}
+	s, u := plan.State(), h.view.Underlay
+	h.Devices, h.Paths, h.Routes = nil, nil, nil
+	for name, l := range s.Links {
+		d := deviceOf(l)
+		d.Name, d.Up = name, true
+		h.Devices = append(h.Devices, d)
+		h.Sysctls[conf(name, "forwarding")], h.Sysctls[confOf(subnet.IPv6, name, "disable_ipv6")] = "1", "0"
+	}
+	h.Devices = append(h.Devices, Device{Name: "eth0", Up: true, MTU: 1500}, Device{Name: "veth1", Kind: "veth", Up: true, MTU: s.MTU, Master: "docker0"})
+	for a := range s.Addrs {
+		d := h.dev(a.Dev)
+		d.Addrs = append(d.Addrs, a.Prefix)
+		slices.SortFunc(d.Addrs, netip.Prefix.Compare)
+	}
+	for f, a := range u.Local.All() {
+		h.dev("eth0").Addrs = append(h.dev("eth0").Addrs, netip.PrefixFrom(a, []int{24, 64}[f]))
+	}
+	h.Sysctls[forwards.V6], h.Sysctls[confOf(subnet.IPv6, "eth0", "accept_ra")] = "1", "1"
+	facts := Facts{Plan: plan, Devices: h.Devices}
+	h.Paths = facts.choosePaths()
+	for i := range h.Paths {
+		p := &h.Paths[i]
+		row, _ := rowFor(plan, p.Subnet.Addr())
+		p.Outer = kernel.Way{Prefix: u.OnLink[p.outerFamily()], Type: "unicast", Dev: "eth0", Protocol: 2}
+		p.Inner = kernel.Way{Prefix: row.Prefix, Type: "unicast", Via: row.Via, Dev: row.Dev, Protocol: ours}
+		p.Underlay, p.Overlay, p.Longest, p.Checksum = true, true, s.MTU, probe.ChecksumFine
+	}
+	h.rules = strings.ReplaceAll(h.rules, " -i tulle.1", "")
+	h.rules6 = strings.NewReplacer("10.5.0.0/16", "fd12:3456::/48", "10.5.1.0/24", "fd12:3456:0:1::/64", "224.0.0.0/4", "ff00::/8").Replace(h.rules)
+}
+
+// with is an illness of a host in such a network.
+func with(config string, make func(h *host)) func(h *host) {
+	return func(h *host) {
+		h.six(config)
+		make(h)
+	}
+}
+
+// cut cuts the overlay to the first peer, by a family inside.
+func (h *host) cut(family subnet.Family) *Path {
+	i := slices.IndexFunc(h.Paths, func(p Path) bool { return p.family() == family })
+	h.Paths[i].Overlay, h.Paths[i].Longest, h.Paths[i].Checksum = false, 0, probe.ChecksumUnknown
+	return &h.Paths[i]
 }
 
 // carried is an illness of a host whose network has another backend.
@@ -328,7 +386,7 @@ var illnesses = []struct {
 		h.Devices = append(h.Devices, Device{Name: "a", Kind: "vxlan", VNI: 2, Port: 8472}, Device{Name: "b", Kind: "vxlan", VNI: 1, Port: 4789})
 	}, nil},
 	{"a program on the port", func(h *host) {
-		h.Programs = []Program{{PID: 7, Name: "nc", Args: []string{"nc", "-ulp", "8472"}, Listens: true}}
+		h.Programs = []Program{{PID: 7, Name: "nc", Args: []string{"nc", "-ulp", "8472"}, Listens: 8472}}
 	}, []string{"udp-port-taken"}},
 	{"device gone", func(h *host) { h.loseTunnel() }, []string{"overlay-device"}},
 	{"device down", func(h *host) {
@@ -491,7 +549,7 @@ var illnesses = []struct {
 	{"a direct peer does not answer", func(h *host) {
 		h.view.Config = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`
 		for i := range h.Paths {
-			h.Paths[i].Direct, h.Paths[i].Inner.Dev, h.Paths[i].Inner.Via = true, "eth0", h.Paths[i].Public
+			h.Paths[i].Carrier, h.Paths[i].Inner.Dev, h.Paths[i].Inner.Via = backend.Outer{}, "eth0", h.Paths[i].Public
 		}
 		h.silent(nil)
 	}, []string{"overlay-blocked"}},
@@ -545,7 +603,7 @@ var illnesses = []struct {
 	{"udp: a peer's agent stopped", carried(overUDP, func(h *host) { h.silent(nil) }), []string{"overlay-blocked"}},
 	{"udp: a VXLAN device has the port", carried(overUDP, func(h *host) { h.Devices = append(h.Devices, Device{Name: "other", Kind: "vxlan", VNI: 9, Port: 8285}) }), []string{"device-clash"}},
 	{"udp: a program on the port", carried(overUDP, func(h *host) {
-		h.Programs = []Program{{PID: 7, Name: "flanneld.old", Listens: true}}
+		h.Programs = []Program{{PID: 7, Name: "flanneld.old", Listens: 8285}}
 	}), []string{"udp-port-taken"}},
 	{"udp: the path too narrow", carried(overUDP, func(h *host) { h.Paths[0].Longest = 1372 }), []string{"mtu-path"}},
 	{"wireguard", carried(overWG, nothing), nil},
@@ -581,6 +639,78 @@ var illnesses = []struct {
 		h.Paths[0].Inner = routeOf("10.5.2.0/24 dev eth0 proto 3")
 	}), nil},
 	{"extension: a peer is silent", carried(commands, func(h *host) { h.silent(nil) }), []string{"overlay-blocked"}},
+	{"both families", with(dualStack, nothing), nil},
+	{"IPv6 over IPv4", with(onlyIPv6, nothing), nil},
+	{"IPv4 over IPv6", with(overIPv6, nothing), nil},
+	{"both families, by host-gw", with(dualGW, nothing), nil},
+	{"both families: IPv6 is not forwarded", with(dualStack, func(h *host) { h.Sysctls[forwards.V6] = "0" }), []string{"ip-forward"}},
+	{"both families: IPv6 is off on the bridge", with(dualStack, func(h *host) {
+		h.Sysctls[confOf(subnet.IPv6, "docker0", "disable_ipv6")] = "1"
+		h.dev("docker0").Addrs = []netip.Prefix{netip.MustParsePrefix("10.5.1.1/24")}
+	}), []string{"ipv6-off"}},
+	{"both families: the bridge has IPv4 only", with(dualStack, func(h *host) {
+		h.dev("docker0").Addrs = []netip.Prefix{netip.MustParsePrefix("10.5.1.1/24"), netip.MustParsePrefix("fe80::1/64")}
+	}), []string{"bridge-address"}},
+	{"both families: an old IPv6 address", with(dualStack, func(h *host) {
+		h.dev("docker0").Addrs = append(h.dev("docker0").Addrs, netip.MustParsePrefix("fd12:3456:0:99::1/64"))
+	}), []string{"live-restore"}},
+	{"both families: another device has the bridge's address", with(dualStack, func(h *host) {
+		h.dev("docker0").Duplicate = []netip.Prefix{netip.MustParsePrefix("fd12:3456:0:1::1/64")}
+	}), []string{"overlay-address"}},
+	{"both families: another host has the underlay's address", with(dualStack, func(h *host) {
+		h.dev("eth0").Duplicate = []netip.Prefix{netip.MustParsePrefix("2001:db8::1/64")}
+	}), []string{"overlay-address"}},
+	{"both families: a tunnel without its IPv6 address", with(dualStack, func(h *host) {
+		h.dev("tulle-v6.1").Addrs = []netip.Prefix{netip.MustParsePrefix("10.5.1.0/32")}
+	}), []string{"overlay-address"}},
+	{"both families: the router is not heard", with(dualStack, func(h *host) {
+		h.dev("eth0").Lent = []netip.Prefix{netip.MustParsePrefix("2001:db8::1/64")}
+	}), []string{"router-advertisements"}},
+	{"both families: no router, and none needed", with(dualStack, func(h *host) {
+		h.dev("eth0").Lent = []netip.Prefix{netip.MustParsePrefix("fe80::1/64")}
+	}), nil},
+	{"both families: the device over IPv6 is gone", with(dualStack, func(h *host) {
+		h.Devices = slices.DeleteFunc(h.Devices, func(d Device) bool { return d.Name == "tulle-v6.1" })
+		h.cut(subnet.IPv6).Inner = kernel.Way{}
+	}), []string{"overlay-device"}},
+	{"both families: another device has the VNI, over IPv6", with(dualStack, func(h *host) {
+		h.Devices = slices.DeleteFunc(h.Devices, func(d Device) bool { return d.Name == "tulle-v6.1" })
+		h.Devices = append(h.Devices, Device{Name: "other", Kind: "vxlan", VNI: 1, Port: 8472, Local: netip.MustParseAddr("2001:db8::1")})
+		h.cut(subnet.IPv6).Inner = kernel.Way{}
+	}), []string{"device-clash"}},
+	{"both families: an IPv6 route is missing", with(dualStack, func(h *host) { h.cut(subnet.IPv6).Inner = routeOf("::/0 dev eth0 proto 9") }), []string{"not-programmed"}},
+	{"both families: a VPN in the overlay's IPv6 range", with(dualStack, func(h *host) {
+		h.Routes = append(h.Routes, Route{Dst: netip.MustParsePrefix("fd12:3456:0:2::/72"), Dev: "tun0", Table: 254, Kind: "unicast"})
+	}), []string{"overlapping-routes"}},
+	{"both families: UDP over IPv6 is blocked", with(dualStack, func(h *host) { h.cut(subnet.IPv6).Heard = heardAgo(60*time.Second, 59*time.Second, time.Second) }), []string{"overlay-blocked"}},
+	{"both families: UDP over both is blocked", with(dualStack, func(h *host) { h.cut(subnet.IPv4); h.cut(subnet.IPv6) }), []string{"overlay-blocked", "overlay-blocked"}},
+	{"both families: UDP dropped coming in over IPv4", with(dualStack, func(h *host) {
+		h.rule("filter", "-A INPUT -p udp -m udp --dport 8472 -j DROP")
+		h.cut(subnet.IPv4)
+	}), []string{"overlay-filtered"}},
+	{"both families: UDP dropped coming in over IPv6", with(dualStack, func(h *host) {
+		h.rules6 = strings.ReplaceAll(h.rules6, ":INPUT ACCEPT", ":INPUT DROP")
+		h.cut(subnet.IPv6)
+	}), []string{"overlay-filtered"}},
+	{"both families: nothing accepts IPv6", with(dualStack, func(h *host) {
+		h.rules6 = strings.ReplaceAll(h.rules6, "-A FORWARD -j TULLE-FORWARD\n", "")
+	}), []string{"forward-drop"}},
+	{"both families: a rule for one of the devices, before ours", with(dualStack, func(h *host) {
+		h.rules6 = strings.Replace(h.rules6, "-A FORWARD -j", "-A FORWARD -i tulle-v6.1 -j DROP\n-A FORWARD -j", 1)
+	}), []string{"forward-shadowed"}},
+	{"both families: the underlay carries no IPv6", with(dualStack, func(h *host) { h.cut(subnet.IPv6).Underlay = false }), []string{"peer-down"}},
+	{"both families: a peer is down", with(dualStack, func(h *host) { h.cut(subnet.IPv4).Underlay = false; h.cut(subnet.IPv6).Underlay = false }), []string{"peer-down"}},
+	{"IPv6 over IPv4: a peer is down", with(onlyIPv6, func(h *host) { h.cut(subnet.IPv6).Underlay = false }), []string{"peer-down"}},
+	{"both families over IPv4: one of them does not get through", with(bothOverIPv4, func(h *host) { h.cut(subnet.IPv6) }), []string{"overlay-blocked"}},
+	{"IPv4 over IPv6: the path too narrow", with(overIPv6, func(h *host) { h.Paths[0].Longest = 1300 }), []string{"mtu-path"}},
+	{"IPv4 over IPv6: the underlay too narrow", with(overIPv6, func(h *host) { h.dev("eth0").MTU = 1480 }), []string{"mtu-underlay"}},
+	{"a peer of another family", with(onlyIPv6, func(h *host) {
+		h.lease("10.5.9.0-24", leaseOf("192.0.2.9", "0a:00:00:00:00:09"))
+		h.lease("fd12:3456:0:8::-64", `{"PublicIP":null,"PublicIPv6":"2001:db8::8","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"0a:00:00:00:00:08"}}`)
+	}), []string{"left-out"}},
+	{"both families: two leases with one IPv6 address", with(dualStack, func(h *host) {
+		h.lease("10.5.9.0-24", `{"PublicIP":"192.0.2.9","PublicIPv6":"2001:db8::2","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:09"}}`)
+	}), []string{"duplicate-public-ip"}},
 	{"nothing known but the host", func(h *host) {
 		h.Unseen = map[Part]string{PartAgent: "no agent answers", PartNetwork: "etcd is out of reach", PartPaths: "no peer is known", PartLong: "no peer is known", PartChecksum: "no peer is known"}
 		h.Absent, h.Etcd = "no agent answers: there is no socket", api.Etcd{Error: "etcd is out of reach"}

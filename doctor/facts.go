@@ -14,6 +14,7 @@ import (
 	"github.com/tulle-net/tulle/agent/probe"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // Facts are all that was seen, and nothing is made of it yet. Of a part that could not be looked at Unseen has why, and its
@@ -57,6 +58,8 @@ type Device struct {
 	Port               uint16     // UDP, of a tunnel
 	Local, Remote      netip.Addr // of a tunnel; not valid for any
 	Addrs              []netip.Prefix
+	Duplicate          []netip.Prefix // of Addrs, those that another device on the segment has, too: the kernel does not use them (DAD, RFC 4862)
+	Lent               []netip.Prefix // of Addrs, those that end, unless a router or a DHCP server renews them
 }
 
 // Route is where the kernel sends packets to, as somebody else wants it.
@@ -81,22 +84,22 @@ type Program struct {
 	PID     int
 	Name    string
 	Args    []string // never to be shown
-	Listens bool     // on the overlay's UDP port, and is no agent
+	Listens uint16   // on this UDP port, one of the overlay's, and is no agent; 0 if not
 }
 
-// Path is the way to a peer, as it was tried.
+// Path is the way to a peer by one of its families inside, as it was tried.
 type Path struct {
 	Key      string
 	Public   netip.Addr // on the underlay
 	Subnet   netip.Prefix
-	Inside   netip.Addr // where its host answers inside the overlay; not valid if nowhere, or if this host has no address there to ask from
-	Direct   bool       // its packets are not encapsulated
-	Outer    kernel.Way // of packets to Public
-	Inner    kernel.Way // of containers' packets to its containers
-	Entry    Hop        // what is wrong with the kernel's entries for it, if it does not answer; the zero Hop: nothing
-	Underlay bool       // Public answers
-	Overlay  bool       // Inside answers
-	Longest  int        // packet that Inside answers, bytes; 0 if not tried
+	Inside   netip.Addr    // where its host answers inside the overlay; not valid if nowhere, or if this host has no address there to ask from
+	Carrier  backend.Outer // what encapsulates its packets; the zero Outer if nothing does
+	Outer    kernel.Way    // of packets to Public
+	Inner    kernel.Way    // of containers' packets to its containers
+	Entry    Hop           // what is wrong with the kernel's entries for it, if it does not answer; the zero Hop: nothing
+	Underlay bool          // Public answers
+	Overlay  bool          // Inside answers
+	Longest  int           // packet that Inside answers, bytes; 0 if not tried
 	Checksum probe.Checksummed
 	Heard    *api.Probe // what the agent's own probes over the overlay say
 	Shaken   *time.Time // WireGuard's last handshake with it, in year 1 if there never was one; nil: not known
@@ -200,10 +203,28 @@ func (f *Facts) lookAtEtcd(ctx context.Context, source Source) error {
 
 func (f *Facts) lookAtEnv(context.Context) (err error) {
 	if e, err := docker.ReadEnv(f.FlannelPath); err == nil && f.EnvPath != f.FlannelPath {
-		f.FlannelEnv = e.Subnet
+		f.FlannelEnv = e.Subnet.V4
 	}
 	f.Env, err = docker.ReadEnv(f.EnvPath)
 	return err
+}
+
+// family is the one inside.
+func (p Path) family() subnet.Family { return subnet.FamilyOf(p.Subnet.Addr()) }
+
+// outerFamily is the one on the underlay.
+func (p Path) outerFamily() subnet.Family { return subnet.FamilyOf(p.Public) }
+
+// direct tells that its packets are not encapsulated.
+func (p Path) direct() bool { return p.Carrier == (backend.Outer{}) }
+
+// peers is how many of them some paths lead to.
+func peers(paths []Path) int {
+	keys := map[string]bool{}
+	for _, p := range paths {
+		keys[p.Key] = true
+	}
+	return len(keys)
 }
 
 // outer is how the network's packets look on the underlay, where they are encapsulated.

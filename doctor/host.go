@@ -22,6 +22,7 @@ import (
 
 	"github.com/tulle-net/tulle/agent/docker"
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // ours is the protocol number of the agent's routes.
@@ -61,12 +62,24 @@ func (f *Facts) lookAtDevices(links []netlink.Link, names map[int]string) error 
 		}
 		for _, addr := range addrs {
 			if addr.LinkIndex == a.Index {
-				d.Addrs = append(d.Addrs, prefix(addr.IPNet))
+				d.add(addr)
 			}
 		}
 		f.Devices = append(f.Devices, d)
 	}
 	return nil
+}
+
+// add adds an address. What lasts for ever is marked so by the kernel.
+func (d *Device) add(a netlink.Addr) {
+	p := prefix(a.IPNet)
+	d.Addrs = append(d.Addrs, p)
+	if a.Flags&unix.IFA_F_DADFAILED != 0 {
+		d.Duplicate = append(d.Duplicate, p)
+	}
+	if a.Flags&unix.IFA_F_PERMANENT == 0 {
+		d.Lent = append(d.Lent, p)
+	}
 }
 
 // specified is an address, not valid for one that stands for any.
@@ -159,30 +172,40 @@ const (
 	bridgeCall = "net.bridge.bridge-nf-call-iptables"
 )
 
-// conf names a device's sysctl as sysctl(8) does: with a slash for a dot in the device's name.
-func conf(device, key string) string {
-	return "net.ipv4.conf." + strings.ReplaceAll(device, ".", "/") + "." + key
-}
+// conf names a device's sysctl of IPv4.
+func conf(device, key string) string { return confOf(subnet.IPv4, device, key) }
 
 // lookAtSysctls reads those that checks ask for. One that isn't there is none.
 func (f *Facts) lookAtSysctls() error {
-	names := []string{ipForward, bridgeCall, conf("all", "rp_filter")}
+	names := []string{forwards.V4, forwards.V6, bridgeCall, conf("all", "rp_filter")}
 	if f.Plan != nil {
 		for name := range f.Plan.State().Sysctls {
 			names = append(names, name)
 		}
-		for _, device := range []string{f.outer().Device, f.Plan.Host().Bridge, f.Plan.Host().Underlay.Device} {
+		for _, device := range append(f.tunnels(), f.Plan.Host().Bridge, f.Plan.Host().Underlay.Device) {
 			names = append(names, conf(device, "rp_filter"), conf(device, "forwarding"))
+			for _, key := range []string{"forwarding", "disable_ipv6", "accept_ra"} {
+				names = append(names, confOf(subnet.IPv6, device, key))
+			}
 		}
 	}
 	f.Sysctls = map[string]string{}
-	slashes := strings.NewReplacer(".", "/", "/", ".")
 	for _, name := range names {
-		if text, err := os.ReadFile(filepath.Join("/proc/sys", slashes.Replace(name))); err == nil {
-			f.Sysctls[name] = strings.TrimSpace(string(text))
+		if value, err := readSysctl(name); err == nil {
+			f.Sysctls[name] = value
 		}
 	}
 	return nil
+}
+
+// readSysctl reads a sysctl by a name as sysctl(8) takes it: its parts are separated by what comes first in it, '.' or '/', and the
+// other of the two stands for the first within a part.
+func readSysctl(name string) (string, error) {
+	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
+		name = strings.NewReplacer(".", "/", "/", ".").Replace(name)
+	}
+	text, err := os.ReadFile(filepath.Join("/proc/sys", name))
+	return strings.TrimSpace(string(text)), err
 }
 
 // lookAtKernel finds out what the kernel can do: in a network namespace that goes away with the thread, unless this one shows
@@ -252,11 +275,12 @@ func (f *Facts) lookAtPrograms(context.Context) error {
 	if err != nil {
 		return err
 	}
-	port := uint16(0)
+	inodes := map[uint16][]string{}
 	if f.Plan != nil {
-		port = f.outer().Port
+		for _, o := range f.Plan.State().Outers() {
+			inodes[o.Port] = socketsOn(o.Port)
+		}
 	}
-	inodes := socketsOn(port)
 	processes, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return err
@@ -271,7 +295,12 @@ func (f *Facts) lookAtPrograms(context.Context) error {
 		if err != nil || ns != here { // it has ended, or is a container's
 			continue
 		}
-		if p.Listens = !p.agent() && opens(dir, inodes); known || p.Listens {
+		for port, names := range inodes {
+			if !p.agent() && opens(dir, names) {
+				p.Listens = port
+			}
+		}
+		if known || p.Listens != 0 {
 			f.Programs = append(f.Programs, p)
 		}
 		if p.Name == "dockerd" {

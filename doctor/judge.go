@@ -80,7 +80,7 @@ func (f *PathFacts) judgePeer(add func(string, Hop)) {
 		return
 	}
 	if row.tunnelled() {
-		add(hopDevice, f.device())
+		add(hopDevice, f.device(row))
 	}
 	if f.arrives() != "" && !f.atBridge() {
 		add(hopForwarding, f.forwarding())
@@ -179,8 +179,7 @@ func (f *PathFacts) lease() Hop {
 		return wrong("no lease covers "+f.Address.String(), "nobody has leased its subnet",
 			"start the agent on the host that is to have it; tulle lease ls shows who has what")
 	}
-	family := subnet.FamilyOf(f.Address)
-	p, public := lease.Subnet.Of(family), lease.PublicIP.Of(family)
+	p, public := lease.Subnet.Of(subnet.FamilyOf(f.Address)), addresses(lease)
 	what := fmt.Sprintf("%s is leased to %s", p, public)
 	if stored.Reserved {
 		what = fmt.Sprintf("%s is reserved for %s", p, public)
@@ -192,6 +191,9 @@ func (f *PathFacts) lease() Hop {
 		return wrong(what, "it is left out here: "+cmp.Or(stored.LeftOut, rejected.Error()), fmt.Sprintf("put it right on %s, or release it: tulle lease release %s", public, p))
 	case stored.Reserved && lease.Idle() && !f.Plan.IsPeer(stored.Key, subnet.Entry{Lease: lease, Reserved: true}):
 		return wrong(what, "its host has not come yet", fmt.Sprintf("start the agent on %s", public))
+	case f.place() == ofPeer && !f.carried():
+		return wrong(what, "packets of its family are not carried there: IPv6 can't be routed by way of an IPv4 gateway",
+			"give both hosts IPv6 addresses on the segment, or choose a backend that encapsulates (tulle config set)")
 	case e.Error != "":
 		return unknown(what, "etcd does not say whether it still is: "+e.Error)
 	case e.Lease == nil:
@@ -211,8 +213,14 @@ func (f *PathFacts) lease() Hop {
 	return right(forTime)
 }
 
-func (f *PathFacts) device() Hop {
-	name := f.Plan.State().Outer().Device
+// carried reports whether the plan has a way to the address, whoever makes it.
+func (f *PathFacts) carried() bool {
+	_, ok := f.row()
+	return ok
+}
+
+func (f *PathFacts) device(row row) Hop {
+	name := row.Outer.Device
 	want, have := f.Plan.State().Links[name], f.Links[name]
 	up := have
 	up.Down = false
@@ -230,7 +238,7 @@ func (f *PathFacts) device() Hop {
 }
 
 func (f *PathFacts) forwarding() Hop {
-	const sysctl = "net.ipv4.ip_forward"
+	sysctl := forwards.Of(subnet.FamilyOf(f.Address))
 	if !f.Forwarding {
 		return wrong(sysctl+"=0", "this host forwards nothing for its containers", f.heal("sysctl -w "+sysctl+"=1"))
 	}
@@ -276,16 +284,16 @@ func (f *PathFacts) nexthop(row row) Hop {
 
 func (f *PathFacts) neighbour(row row) Hop {
 	command := fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", row.Via, row.MAC, row.Dev)
-	what := fmt.Sprintf("%s lladdr %s dev %s %s", row.Via, f.MAC, row.Dev, f.Neighbour)
+	what, asks := fmt.Sprintf("%s lladdr %s dev %s %s", row.Via, f.MAC, row.Dev, f.Neighbour), resolution.Of(subnet.FamilyOf(row.Via))
 	switch {
 	case f.Links[row.Dev].Kind == "":
 		return skipped(fmt.Sprintf("%s dev %s", row.Via, row.Dev))
 	case f.Neighbour == "":
-		return wrong(fmt.Sprintf("no neighbour %s dev %s", row.Via, row.Dev), "nobody answers ARP there: the entry must be permanent", f.heal(command))
+		return wrong(fmt.Sprintf("no neighbour %s dev %s", row.Via, row.Dev), "nobody answers "+asks+" there: the entry must be permanent", f.heal(command))
 	case f.MAC != row.MAC:
 		return wrong(what, "its lease says "+row.MAC.String(), f.heal(command))
 	case f.Neighbour != "PERMANENT":
-		return wrong(what, "the entry must be permanent: nobody answers ARP there", f.heal(command))
+		return wrong(what, "the entry must be permanent: nobody answers "+asks+" there", f.heal(command))
 	}
 	return right(what)
 }
@@ -366,7 +374,7 @@ func (f *PathFacts) underlay(row row) Hop {
 
 // local judges an address of this host.
 func (f *PathFacts) local() Hop {
-	if f.Own.Type != "local" {
+	if f.Own.Type != "local" && f.Own.Type != "anycast" { // an IPv6 subnet's first is every router's (RFC 4291, 2.6.1)
 		return wrong(f.Own.String(), f.Address.String()+" is to be this host's own address, and is not", f.heal(""))
 	}
 	return noted(f.Own.String(), "it is this host's own address")
@@ -504,7 +512,7 @@ func (p Pings) mtu(f PathFacts, row row) Hop {
 	case p.MTU < want:
 		outer := p.MTU
 		if row.tunnelled() {
-			outer += overheads[carriage(f.Plan)]
+			outer += overheads[carriage(f.Plan)].Of(subnet.FamilyOf(row.Public))
 		}
 		return wrong(fmt.Sprintf("%d bytes", p.MTU), fmt.Sprintf("longer packets are lost on the way, though the overlay's MTU is %d: the underlay between here and %s carries %d bytes, not all that it should", want, row.Public, outer),
 			"raise the MTU on the way, or "+lowerMTU(f.Plan, outer))

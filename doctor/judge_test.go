@@ -17,18 +17,25 @@ import (
 	"github.com/tulle-net/tulle/agent/probe"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // healthy is what is found on the way from the host of view to 10.5.2.7 if nothing is wrong, and what pings say then.
 func healthy(t *testing.T, address string, config string) (*PathFacts, *Pings) {
 	t.Helper()
 	v := view(config)
+	if len(underlays[config]) > 0 {
+		v = sixView(config)
+	}
 	p, err := Plan(v)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &PathFacts{Address: netip.MustParseAddr(address), Plan: p, View: v, Unseen: map[string]error{}, Forwarding: true,
-		Links: maps.Clone(p.State().Links), Bridge: []netip.Prefix{p.Host().BridgeAddrs().V4}, Flood: true, Netfiltered: true}
+		Links: maps.Clone(p.State().Links), Flood: true, Netfiltered: true}
+	for _, a := range p.Host().BridgeAddrs().All() {
+		f.Bridge = append(f.Bridge, a)
+	}
 	f.Links["docker0"] = backend.Link{Kind: backend.KindBridge, MTU: p.State().MTU}
 	key, _, _ := f.peer()
 	stored := v.Leases[key.Key]
@@ -43,14 +50,21 @@ func healthy(t *testing.T, address string, config string) (*PathFacts, *Pings) {
 		f.Nexthop, f.MAC, f.Neighbour, f.VTEP = row.Route, row.MAC, "PERMANENT", row.Public
 	}
 	f.Forwarded = f.Own
-	f.Underlay = kernel.Way{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Type: "unicast", Dev: "eth0", Protocol: 2}
+	public := netip.MustParseAddr("192.0.2.2")
+	if row, ok := f.row(); ok {
+		public = row.Public
+	}
+	f.Underlay = kernel.Way{Prefix: v.Underlay.OnLink[0], Type: "unicast", Dev: "eth0", Protocol: 2}
+	if public.Is6() {
+		f.Underlay.Prefix = v.Underlay.OnLink[1]
+	}
 	f.Filter = ParseFilter("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:TULLE-FORWARD - [0:0]\n-A FORWARD -j TULLE-FORWARD\n-A TULLE-FORWARD -s 10.5.0.0/16 -j ACCEPT\nCOMMIT\n")
 	answer := func(a string) *Pinged { return &Pinged{To: netip.MustParseAddr(a), Trip: 300 * time.Microsecond} }
 	inside := "10.5.2.0"
 	if row, ok := f.row(); ok && row.Inside.IsValid() {
 		inside = row.Inside.String()
 	}
-	return f, &Pings{Underlay: answer("192.0.2.2"), Overlay: answer(inside), Address: answer(address), MTU: p.State().MTU}
+	return f, &Pings{Underlay: answer(public.String()), Overlay: answer(inside), Address: answer(address), MTU: p.State().MTU}
 }
 
 // filter replaces the packet filter.
@@ -209,6 +223,46 @@ var toOthers = []struct {
 	{"clean with DirectRouting", "10.5.2.7", direct, func(f *PathFacts, p *Pings) {}},
 	{"overlay: with DirectRouting", "10.5.2.7", direct, func(f *PathFacts, p *Pings) { p.Overlay.Error = probe.ErrNoAnswer }},
 	{"path MTU: with DirectRouting", "10.5.2.7", direct, func(f *PathFacts, p *Pings) { p.MTU = 1300 }},
+
+	{"clean with both families, to IPv6", "fd12:3456:0:2::7", dualStack, none},
+	{"clean with both families, to IPv4", "10.5.2.7", dualStack, func(f *PathFacts, p *Pings) {
+		f.filter("filter", ":FORWARD ACCEPT [0:0]")
+	}},
+	{"clean, IPv6 over IPv4", "fd12:3456:0:2::7", onlyIPv6, none},
+	{"clean, IPv4 over IPv6", "10.5.2.7", overIPv6, func(f *PathFacts, p *Pings) { f.filter("filter", ":FORWARD ACCEPT [0:0]") }},
+	{"clean by host-gw, to IPv6", "fd12:3456:0:2::7", dualGW, none},
+	{"IPv6: forwarding", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) { f.Forwarding = false }},
+	{"IPv6: route missing", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) {
+		f.Own, f.Forwarded = way("::/0", "fe80::1", "eth0", 9), way("::/0", "fe80::1", "eth0", 9)
+	}},
+	{"IPv6: device of the other family gone", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) { delete(f.Links, "tulle.1") }},
+	{"IPv6: device gone", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) {
+		delete(f.Links, "tulle-v6.1")
+		f.Own, f.Forwarded = kernel.Way{}, kernel.Way{}
+	}},
+	{"IPv6: neighbour", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) { f.Neighbour = "" }},
+	{"IPv6: fdb", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) { f.VTEP = netip.Addr{} }},
+	{"IPv6: path MTU", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) { p.MTU = 1300 }},
+	{"IPv6 over IPv4: path MTU", "fd12:3456:0:2::7", onlyIPv6, func(f *PathFacts, p *Pings) { p.MTU = 1300 }},
+	{"IPv6 over IPv4: not let in", "fd12:3456:0:2::7", onlyIPv6, func(f *PathFacts, p *Pings) { f.filter("filter", ":INPUT DROP [0:0]") }},
+	{"IPv6: not let in", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) {
+		f.Filter.sets = append(f.Filter.sets, parseRules(subnet.IPv6, "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"))
+	}},
+	{"IPv6: not forwarded by a rule", "fd12:3456:0:2::7", dualStack, func(f *PathFacts, p *Pings) {
+		f.Filter.sets = append(f.Filter.sets, parseRules(subnet.IPv6, "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -s fd12:3456::/48 -p ipv6-icmp -j DROP\nCOMMIT\n"))
+	}},
+	{"IPv6: own subnet, without its address on the bridge", "fd12:3456:0:1::7", dualStack, func(f *PathFacts, p *Pings) {
+		f.Own, f.Bridge = way("::/0", "fe80::1", "eth0", 9), f.Bridge[:1]
+	}},
+	{"IPv6: own address", "fd12:3456:0:1::1", dualStack, func(f *PathFacts, p *Pings) { f.Own = typed(way("fd12:3456:0:1::1/128", "", "", 2), "local") }},
+	{"IPv6: own address, the subnet's first", "fd12:3456:0:1::", dualStack, func(f *PathFacts, p *Pings) { f.Own = typed(way("fd12:3456:0:1::/128", "", "", 2), "anycast") }},
+	{"IPv6: nobody's", "fd12:3456:0:7::7", dualStack, func(f *PathFacts, p *Pings) { f.Etcd.Lease = nil }},
+	{"IPv6: by a gateway that has IPv4 only", "fd12:3456:0:2::7", dualGW, func(f *PathFacts, p *Pings) {
+		const key = "10.5.2.0-24&fd12:3456:0:2::-64"
+		l := api.StoredLease{Key: key, Value: leased("192.0.2.2", "host-gw"), Created: 2}
+		f.View.Leases[key], f.Etcd.Lease = l, &l
+		f.Plan, _ = Plan(f.View)
+	}},
 
 	{"clean by host-gw", "10.5.2.7", by(hostGW), none},
 	{"clean by host-gw, this host's bridge", "10.5.1.1", by(hostGW), func(f *PathFacts, p *Pings) { f.Own = typed(way("10.5.1.1/32", "", "", 2), "local") }},

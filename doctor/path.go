@@ -8,7 +8,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netns"
@@ -148,7 +147,11 @@ func (f *PathFacts) look(ctx context.Context, r Request) error {
 	f.Shaken, err = r.shaken(ctx, key)
 	note(hopEndpoint, err)
 	f.Links = map[string]backend.Link{}
-	for _, name := range []string{f.Plan.State().Outer().Device, f.Plan.Host().Bridge, f.arrives()} {
+	names := []string{f.Plan.Host().Bridge, f.arrives()}
+	for _, o := range f.Plan.State().Outers() {
+		names = append(names, o.Device)
+	}
+	for _, name := range names {
 		link, _, err := k.Device(name)
 		note(hopDevice, err)
 		f.Links[name] = link
@@ -166,11 +169,12 @@ func (f *PathFacts) look(ctx context.Context, r Request) error {
 
 // lookAtRoutes looks at what the kernel has for the address, and for its host.
 func (f *PathFacts) lookAtRoutes(k *kernel.Kernel, note func(string, error)) {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	family := subnet.FamilyOf(f.Address)
+	value, err := readSysctl(forwards.Of(family))
 	note(hopForwarding, err)
-	f.Forwarding = strings.TrimSpace(string(text)) != "0"
-	text, err = os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
-	f.Netfiltered = err == nil && strings.TrimSpace(string(text)) != "0" // without the module there is no such file
+	f.Forwarding = value != "0"
+	value, err = readSysctl(bridgeAsks.Of(family))
+	f.Netfiltered = err == nil && value != "0" // without the module there is no such file
 	f.Own, err = k.Way(kernel.Flow{Dst: f.Address})
 	note(hopRoute, err)
 	f.Forwarded = f.Own
@@ -193,7 +197,7 @@ func (f *PathFacts) lookAtRoutes(k *kernel.Kernel, note func(string, error)) {
 	note(hopFDB, err)
 	f.Flood, err = k.Floods(backend.Flood{Dev: row.Outer.Device, Dst: row.Public})
 	note(hopFlood, err)
-	f.Underlay, err = k.Way(kernel.Flow{Dst: row.Public, Src: f.Plan.Host().Underlay.Local.Of(subnet.FamilyOf(f.Address))})
+	f.Underlay, err = k.Way(kernel.Flow{Dst: row.Public, Src: f.Plan.Host().Underlay.Local.Of(subnet.FamilyOf(row.Public))})
 	note(hopUnderlay, err)
 }
 
@@ -312,7 +316,7 @@ func (f *PathFacts) probe(ctx context.Context, r Request, whole bool) (p Pings) 
 		if !ok {
 			return p
 		}
-		p.Underlay = ping(ctx, h.Underlay.Local.Of(family), row.Public)
+		p.Underlay = ping(ctx, h.Underlay.Local.Of(subnet.FamilyOf(row.Public)), row.Public)
 		if !whole {
 			return p
 		}

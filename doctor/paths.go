@@ -13,6 +13,7 @@ import (
 	"github.com/tulle-net/tulle/agent/probe"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 const (
@@ -38,9 +39,12 @@ func (f *Facts) lookAtPaths(ctx context.Context) error {
 	var tries errgroup.Group
 	for i := range f.Paths {
 		p := &f.Paths[i]
-		tries.Go(func() (err error) { p.Underlay, err = answers(ctx, h.Underlay.Local.V4, p.Public); return err })
+		tries.Go(func() (err error) {
+			p.Underlay, err = answers(ctx, h.Underlay.Local.Of(p.outerFamily()), p.Public)
+			return err
+		})
 		if p.Inside.IsValid() {
-			tries.Go(func() (err error) { p.Overlay, err = answers(ctx, f.inside(), p.Inside); return err })
+			tries.Go(func() (err error) { p.Overlay, err = answers(ctx, f.inside(p.family()), p.Inside); return err })
 		}
 	}
 	if err := tries.Wait(); err != nil {
@@ -61,8 +65,8 @@ func (f *Facts) lookAtWays() error {
 		p := &f.Paths[i]
 		p.Outer, _ = k.Way(kernel.Flow{Dst: p.Public})
 		inner := kernel.Flow{Dst: second(p.Subnet.Addr())}
-		if d, ok := f.device(h.Bridge); ok && d.Up && f.Sysctls[ipForward] == "1" && f.Sysctls[conf(h.Bridge, "forwarding")] == "1" { // else it takes in no such packet
-			inner.Src, inner.In = second(h.Self.Subnet.V4.Addr()), h.Bridge
+		if d, ok := f.device(h.Bridge); ok && d.Up && f.Sysctls[forwards.Of(p.family())] == "1" && f.Sysctls[confOf(p.family(), h.Bridge, "forwarding")] == "1" { // else it takes in no such packet
+			inner.Src, inner.In = second(h.Self.Subnet.Of(p.family()).Addr()), h.Bridge
 		}
 		p.Inner, _ = k.Way(inner)
 	}
@@ -115,16 +119,16 @@ func (f *PathFacts) entries(row row) (hops []Hop) {
 // second is a container's address, most likely: the bridge has the first.
 func second(subnet netip.Addr) netip.Addr { return subnet.Next().Next() }
 
-// inside is the address that this host has inside the overlay, for peers to answer to; not valid if it has none now.
-func (f *Facts) inside() netip.Addr {
-	a := f.Plan.Inside(f.Plan.Host().Self).V4
+// inside is the address of a family that this host has inside the overlay, for peers to answer to; not valid if it has none now.
+func (f *Facts) inside(family subnet.Family) netip.Addr {
+	a := f.Plan.Inside(f.Plan.Host().Self).Of(family)
 	if !slices.ContainsFunc(f.Devices, func(d Device) bool { return d.has(a) }) {
 		return netip.Addr{}
 	}
 	return a
 }
 
-// choosePaths chooses peers that the agent can't reach, and some of all the others.
+// choosePaths chooses paths to peers that the agent can't reach, and some of all the others.
 func (f *Facts) choosePaths() []Path {
 	said := map[string]api.Peer{}
 	for _, p := range f.Peers {
@@ -135,14 +139,13 @@ func (f *Facts) choosePaths() []Path {
 		if !f.Plan.IsPeer(key, e) {
 			continue
 		}
-		p := Path{Key: key, Public: e.Lease.PublicIP.V4, Subnet: e.Lease.Subnet.V4, Direct: f.Plan.Outer(e.Lease) == (backend.Outer{}), Heard: said[key].Overlay, Shaken: said[key].Handshake}
-		if f.inside().IsValid() {
-			p.Inside = f.Plan.Inside(e.Lease).V4
-		}
-		if said[key].State == api.Unreachable {
-			bad = append(bad, p)
-		} else {
-			good = append(good, p)
+		for family, leg := range f.Plan.Legs(e.Lease).All() {
+			p, state := f.path(said[key], family, leg)
+			if p.Key = key; state == api.Unreachable {
+				bad = append(bad, p)
+			} else {
+				good = append(good, p)
+			}
 		}
 	}
 	byKey := func(a, b Path) int { return a.Subnet.Compare(b.Subnet) }
@@ -150,6 +153,20 @@ func (f *Facts) choosePaths() []Path {
 	slices.SortFunc(good, byKey)
 	chosen := spread(bad, maxPaths/2)
 	return append(chosen, spread(good, maxPaths-len(chosen))...)
+}
+
+// path is a leg to a peer, and what the agent says of it.
+func (f *Facts) path(said api.Peer, family subnet.Family, leg backend.Leg) (Path, api.State) {
+	p := Path{Public: leg.To, Subnet: leg.Subnet, Carrier: leg.Outer, Heard: said.Overlay, Shaken: said.Handshake}
+	if f.inside(family).IsValid() {
+		p.Inside = leg.Inside
+	}
+	for _, by := range said.Families {
+		if by.Family == family.String() {
+			p.Heard, said.State = by.Overlay, by.State
+		}
+	}
+	return p, said.State
 }
 
 // spread takes n of a list, or all, at even distances.
@@ -197,7 +214,7 @@ func (f *Facts) lookAtLongest(ctx context.Context) error {
 	var tries errgroup.Group
 	for _, p := range paths {
 		tries.Go(func() (err error) {
-			p.Longest, err = probe.PathMTU(ctx, f.inside(), p.Inside, f.Plan.State().MTU)
+			p.Longest, err = probe.PathMTU(ctx, f.inside(p.family()), p.Inside, f.Plan.State().MTU)
 			if errors.Is(err, probe.ErrNoAnswer) { // it answered before
 				err = nil
 			}
@@ -216,7 +233,7 @@ func (f *Facts) lookAtChecksums(ctx context.Context) error {
 	var tries errgroup.Group
 	for _, p := range paths {
 		tries.Go(func() (err error) {
-			p.Checksum, err = probe.Checksum(ctx, f.inside(), p.Inside)
+			p.Checksum, err = probe.Checksum(ctx, f.inside(p.family()), p.Inside)
 			return err
 		})
 	}

@@ -61,20 +61,21 @@ func (r row) routed() bool { return r.Route != (backend.Route{}) }
 // tunnelled tells that there is a device which encapsulates.
 func (r row) tunnelled() bool { return r.Outer != (backend.Outer{}) }
 
-// rowFor returns what p has for packets to a; false if a is no peer's.
+// rowFor returns what p has for packets to a; false if a is no peer's, or of a family that is not carried there.
 func rowFor(p *backend.Plan, a netip.Addr) (row, bool) {
 	family := subnet.FamilyOf(a)
 	for key, e := range p.Entries() {
 		if e.Lease.Subnet.Of(family).Contains(a) && p.IsPeer(key, e) {
-			return rowOf(p, e.Lease, family), true
+			r := rowOf(p, e.Lease, family)
+			return r, r.Prefix.IsValid()
 		}
 	}
 	return row{}, false
 }
 
 func rowOf(p *backend.Plan, l subnet.Lease, family subnet.Family) row {
-	s := p.State()
-	r := row{Prefix: l.Subnet.Of(family), Public: l.PublicIP.Of(family), Inside: p.Inside(l).Of(family), Outer: p.Outer(l)}
+	s, leg := p.State(), p.Legs(l).Of(family)
+	r := row{Prefix: leg.Subnet, Public: leg.To, Inside: leg.Inside, Outer: leg.Outer}
 	r.Route = s.Routes[r.Prefix]
 	r.MAC = s.Neighbours[backend.NeighbourKey{Dev: r.Dev, IP: r.Via}]
 	r.Endpoint = s.Endpoints[backend.EndpointKey{Dev: r.Dev, Prefix: r.Prefix}]
@@ -95,6 +96,3 @@ func byOperator(p *backend.Plan) bool { return carriage(p) == "extension" || car
 
 // bridged tells that all hosts' bridges are one segment.
 func bridged(p *backend.Plan) bool { return carriage(p) == "l2" }
-
-// overheads is what is added to a packet on an IPv4 underlay, bytes.
-var overheads = map[string]int{"vxlan": 50, "l2": 50, "udp": 28, "ipip": 20, "wireguard": 80}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -16,13 +17,14 @@ import (
 type way struct {
 	name, backend string // the backend as it stands in the network's config
 	mtu           int    // of containers, on an underlay of 1500
-	device        string // of ours; "" for none
+	device        string // of ours; "" for none, several in the order of their names
 	direct        bool   // on one segment, packets go without it
 	kind          string // kind of link that the kernel must have for it; "" for none that any lacks
 	instead       string // kind of link without which packets go through the agent itself; "" if they never do
 	process       bool   // they do
 	segment       bool   // all containers are on one segment
 	byHand        bool   // the operator carries packets, and the agent nothing
+	families             // of what is inside, and of what carries it
 }
 
 var ways = []way{
@@ -49,7 +51,7 @@ func (w way) leaves() string {
 	return w.device
 }
 
-func (w way) config() string { return `{"Network":"10.5.0.0/16","Backend":` + w.backend + `}` }
+func (w way) config() string { return `{` + w.network() + `,"Backend":` + w.backend + `}` }
 
 // TestBackends is the network as its users see it, by each way to carry packets.
 func TestBackends(t *testing.T) {
@@ -135,7 +137,7 @@ func (w way) taken(t *testing.T, h *lab.Host, peers int) error {
 		return fmt.Errorf("it has devices %v", names)
 	}
 	for _, word := range strings.Fields(in(t, h.Namespace, "iptables-save")) {
-		if strings.HasPrefix(word, "tulle") && word != w.device {
+		if strings.HasPrefix(word, "tulle") && !slices.Contains(strings.Fields(w.device), word) {
 			return fmt.Errorf("it has rules for %s\n%s", word, in(t, h.Namespace, "iptables-save"))
 		}
 	}
@@ -453,7 +455,7 @@ func (w way) devices(t *testing.T, h *lab.Host) string {
 	if w.device == "" {
 		return ""
 	}
-	return in(t, h.Namespace, "sh", "-c", "ip -d link show "+w.device+" | grep -v bridge_slave") // which has a timer
+	return in(t, h.Namespace, "sh", "-ec", "for d in "+w.device+"; do ip -d link show $d | grep -v bridge_slave; done") // which has a timer
 }
 
 // ourDevices are the names of h's devices of ours.
@@ -464,6 +466,7 @@ func ourDevices(t *testing.T, h *lab.Host) (names []string) {
 			names = append(names, name)
 		}
 	}
+	slices.Sort(names)
 	return names
 }
 
@@ -495,16 +498,25 @@ func (w way) forgotten(t *testing.T, h, left *lab.Host) error {
 	if err != nil || w.byHand {
 		return err
 	}
-	overlay := strings.TrimSuffix(left.Container.Subnet.Addr().String(), "0")
-	view := `ip route; ip nexthop; ip neigh | grep -v "dev eth0"; bridge fdb`
+	view := `ip route; ip -6 route; ip nexthop; ip neigh | grep -v "dev eth0"; bridge fdb`
 	if w.segment { // what the kernel has heard on a segment it forgets in its own time
-		view = `ip route; ip nexthop; ip neigh show nud permanent; bridge fdb | grep permanent`
+		view = `ip route; ip -6 route; ip nexthop; ip neigh show nud permanent; bridge fdb | grep permanent`
 	}
 	tables := in(t, h.Namespace, "sh", "-c", view)
 	for line := range strings.Lines(tables) {
-		if strings.Contains(line, overlay) || strings.Contains(line+" ", left.Address.String()+" ") {
+		if mentions(line, left) {
 			return fmt.Errorf("it still has %s", line)
 		}
 	}
 	return nil
+}
+
+// mentions reports whether a line of a kernel's table is about a host: by its place in the overlay, or its address on the underlay.
+func mentions(line string, h *lab.Host) bool {
+	for _, p := range h.Container.Subnets {
+		if overlay := strings.TrimSuffix(p.Addr().String(), "0"); strings.Contains(line, overlay) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(h.Addresses, func(a netip.Addr) bool { return strings.Contains(line+" ", a.String()+" ") })
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -55,7 +56,7 @@ func dockersIn(t *testing.T, empty *lab.Lab, dir string) *dockers {
 	return l
 }
 
-// allPairs pings and transfers between all pairs of containers. The far side must see the container's own address.
+// allPairs pings and transfers between all pairs of containers, by each of their addresses. The far side must see the container's own.
 func (l *dockers) allPairs(t *testing.T) {
 	t.Helper()
 	for i, from := range l.containers {
@@ -64,12 +65,14 @@ func (l *dockers) allPairs(t *testing.T) {
 				continue
 			}
 			ping(t, from, to, 1450)
-			r, err := lab.Transfer(t.Context(), from.Namespace, to.Namespace, to.Address, 8<<20)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !r.Correct || r.Source != from.Address {
-				t.Errorf("%s to %s: correct %t, and the source was %s", from.Address, to.Address, r.Correct, r.Source)
+			for _, address := range to.Addresses {
+				r, err := lab.Transfer(t.Context(), from.Namespace, to.Namespace, address, 8<<20)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !r.Correct || r.Source != from.Like(address) {
+					t.Errorf("%s to %s: correct %t, and the source was %s", from.Like(address), address, r.Correct, r.Source)
+				}
 			}
 		}
 	}
@@ -83,11 +86,16 @@ func (l *dockers) reached(t *testing.T, limit time.Duration, from, to *lab.Conta
 
 func answers(t *testing.T, from, to *lab.Container) error {
 	t.Helper()
-	r, err := lab.Ping(t.Context(), from.Namespace, to.Address, 1, 84)
-	if err == nil && r.Lost() > 0 {
-		err = fmt.Errorf("%s does not answer", to.Address)
+	for _, address := range to.Addresses {
+		r, err := lab.Ping(t.Context(), from.Namespace, address, 1, 84)
+		if err != nil {
+			return err
+		}
+		if r.Lost() > 0 {
+			return fmt.Errorf("%s does not answer", address)
+		}
 	}
-	return err
+	return nil
 }
 
 // TestDocker has three real dockerds, started with what the agents say.
@@ -258,13 +266,71 @@ func (l *dockers) testPublished(t *testing.T) {
 	}
 }
 
-// TestDocker28 has dockerds that drop routed traffic to containers, and shows that ours gets through because of our rules.
-func TestDocker28(t *testing.T) {
+// docker28 is where a newer Docker than Debian's is unpacked.
+func docker28(t *testing.T) string {
+	t.Helper()
 	dir, err := filepath.Abs("../bin/docker28/usr/sbin")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newDockers(t, 2, dir)
+	return dir
+}
+
+// TestDockerFamilies has dockerds on networks of both families, and on one of IPv6 alone: there, IPv4 is Docker's own. Where it is Docker
+// that masquerades, it does not between members.
+func TestDockerFamilies(t *testing.T) {
+	const both = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
+	const alone = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
+	for _, test := range []struct {
+		name, config, dir string
+		agent             []string
+	}{
+		{"both", both, "", nil},
+		{"both, Docker 28", both, docker28(t), nil},
+		{"IPv6", alone, "", nil},
+		{"IPv6, Docker 28", alone, docker28(t), nil},
+		{"Docker 28 masquerades", both, docker28(t), []string{"--no-ip-masq"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := dockersIn(t, newLab(t, lab.Options{Hosts: 2, Empty: true, Config: test.config, Agent: test.agent}), test.dir)
+			if test.config == alone {
+				l.testOwnIPv4(t)
+			}
+			for i, c := range l.containers {
+				if want := map[string]int{both: 2, alone: 1}[test.config]; len(c.Addresses) != want {
+					t.Fatalf("%s has %v, not %d addresses", c.Name, c.Addresses, want)
+				}
+				env, err := l.Nodes[i].Env()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if own, err := netip.ParsePrefix(env["FLANNEL_IPV6_SUBNET"]); err != nil || !own.Contains(c.Addresses[len(c.Addresses)-1]) {
+					t.Errorf("%v is not within %s (%v)", c.Addresses, own, err)
+				}
+				l.reached(t, 10*time.Second, l.containers[1-i], c) // the bridge's link-local address has to be found unique first
+			}
+			l.allPairs(t)
+		})
+	}
+}
+
+// testOwnIPv4 checks that containers reach the world by IPv4, and leaves them their overlay's addresses alone.
+func (l *dockers) testOwnIPv4(t *testing.T) {
+	t.Helper()
+	for _, c := range l.containers {
+		if c.Addresses[0].Is4() {
+			c.Addresses = c.Addresses[1:]
+		}
+		c.Address = c.Addresses[0]
+		if r, err := lab.Ping(t.Context(), c.Namespace, lab.Outside, 1, 84); err != nil || r.Lost() > 0 {
+			t.Errorf("%s does not reach the world by IPv4 (%v)", c.Name, err)
+		}
+	}
+}
+
+// TestDocker28 has dockerds that drop routed traffic to containers, and shows that ours gets through because of our rules.
+func TestDocker28(t *testing.T) {
+	l := newDockers(t, 2, docker28(t))
 	version, err := l.daemons[0].Do(t.Context(), "version", "--format", "{{.Server.Version}}")
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -391,6 +392,13 @@ func device(t *testing.T, h *lab.Host, name string) string {
 // firstAnswer waits until a container of one host gets an answer from the other's.
 func firstAnswer(t *testing.T, limit time.Duration, from, to *lab.Host) {
 	t.Helper()
+	for _, address := range to.Container.Addresses {
+		answersFirst(t, limit, from, to, address)
+	}
+}
+
+func answersFirst(t *testing.T, limit time.Duration, from, to *lab.Host, address netip.Addr) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	answered := make(chan struct{}, 1)
@@ -398,7 +406,7 @@ func firstAnswer(t *testing.T, limit time.Duration, from, to *lab.Host) {
 	defer tick.Stop()
 	for {
 		go func() {
-			if r, err := lab.Ping(ctx, from.Container.Namespace, to.Container.Address, 1, 84); err == nil && r.Answered > 0 {
+			if r, err := lab.Ping(ctx, from.Container.Namespace, address, 1, 84); err == nil && r.Answered > 0 {
 				select {
 				case answered <- struct{}{}:
 				default:
@@ -409,7 +417,7 @@ func firstAnswer(t *testing.T, limit time.Duration, from, to *lab.Host) {
 		case <-answered:
 			return
 		case <-ctx.Done():
-			t.Fatalf("for %s no ping from %s to %s was answered", limit, from.Name, to.Name)
+			t.Fatalf("for %s no ping from %s to %s at %s was answered", limit, from.Name, to.Name, address)
 		case <-tick.C:
 		}
 	}

@@ -126,15 +126,17 @@ func eventually(t *testing.T, limit time.Duration, what string, condition func()
 	}
 }
 
-// ping fails the test unless every packet of size bytes is answered.
+// ping fails the test unless every packet of size bytes is answered, by each of the addresses.
 func ping(t *testing.T, from, to *lab.Container, size int) {
 	t.Helper()
-	r, err := lab.Ping(t.Context(), from.Namespace, to.Address, 3, size)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.Lost() > 0 || r.Refused != nil {
-		t.Fatalf("%s to %s: %d of %d pings of %d bytes lost (%v)", from.Name, to.Name, r.Lost(), r.Sent, size, r.Refused)
+	for _, address := range to.Addresses {
+		r, err := lab.Ping(t.Context(), from.Namespace, address, 3, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Lost() > 0 || r.Refused != nil {
+			t.Fatalf("%s to %s at %s: %d of %d pings of %d bytes lost (%v)", from.Name, to.Name, address, r.Lost(), r.Sent, size, r.Refused)
+		}
 	}
 }
 

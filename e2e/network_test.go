@@ -51,15 +51,17 @@ func testAllPairs(t *testing.T, l *lab.Lab) {
 				continue
 			}
 			ping(t, from.Container, to.Container, 84)
-			r, err := lab.Transfer(t.Context(), from.Container.Namespace, to.Container.Namespace, to.Container.Address, size)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !r.Correct {
-				t.Errorf("%s to %s: what arrived is not what was sent", from.Name, to.Name)
-			}
-			if r.Source != from.Container.Address {
-				t.Errorf("%s saw %s, not %s's own address %s", to.Container.Name, r.Source, from.Container.Name, from.Container.Address)
+			for _, address := range to.Container.Addresses {
+				r, err := lab.Transfer(t.Context(), from.Container.Namespace, to.Container.Namespace, address, size)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !r.Correct {
+					t.Errorf("%s to %s: what arrived is not what was sent", from.Name, to.Name)
+				}
+				if own := from.Container.Like(address); r.Source != own {
+					t.Errorf("%s saw %s, not %s's own address %s", to.Container.Name, r.Source, from.Container.Name, own)
+				}
 			}
 		}
 	}
@@ -75,12 +77,14 @@ func testMTU(t *testing.T, l *lab.Lab, w way) {
 	}
 	tooLong := func(what string) {
 		t.Helper()
-		r, err := lab.Ping(t.Context(), from.Namespace, to.Address, 2, w.mtu+1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r.Answered > 0 || !errors.Is(r.Refused, unix.EMSGSIZE) {
-			t.Errorf("%s: of %d packets of %d bytes %d were answered, error %v; want EMSGSIZE", what, r.Sent, w.mtu+1, r.Answered, r.Refused)
+		for _, address := range to.Addresses {
+			r, err := lab.Ping(t.Context(), from.Namespace, address, 2, w.mtu+1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Answered > 0 || !errors.Is(r.Refused, unix.EMSGSIZE) {
+				t.Errorf("%s to %s: of %d packets of %d bytes %d were answered, error %v; want EMSGSIZE", what, address, r.Sent, w.mtu+1, r.Answered, r.Refused)
+			}
 		}
 	}
 	ping(t, from, to, w.mtu)
@@ -101,12 +105,17 @@ func testMTU(t *testing.T, l *lab.Lab, w way) {
 // testOutside connects to an address outside the network: it must see the host, not the container.
 func testOutside(t *testing.T, l *lab.Lab) {
 	for _, h := range l.Nodes {
-		r, err := lab.Transfer(t.Context(), h.Container.Namespace, l.Underlay(), lab.Outside, 1<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r.Source != h.Address {
-			t.Errorf("outside saw %s, want %s's address %s", r.Source, h.Name, h.Address)
+		for i, outside := range l.Outsides() {
+			if !h.Container.Like(outside).IsValid() {
+				continue
+			}
+			r, err := lab.Transfer(t.Context(), h.Container.Namespace, l.Underlay(), outside, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Source != h.Addresses[i] {
+				t.Errorf("outside saw %s, want %s's address %s", r.Source, h.Name, h.Addresses[i])
+			}
 		}
 	}
 }
@@ -247,11 +256,13 @@ func ringFlows(t *testing.T, l *lab.Lab) map[string]*lab.Flow {
 	flows := map[string]*lab.Flow{}
 	for i, from := range l.Nodes {
 		to := l.Nodes[(i+1)%len(l.Nodes)]
-		f, err := lab.StartFlow(from.Container.Namespace, to.Container.Address, unhurried(flowInterval))
-		if err != nil {
-			t.Fatal(err)
+		for _, address := range to.Container.Addresses {
+			f, err := lab.StartFlow(from.Container.Namespace, address, unhurried(flowInterval))
+			if err != nil {
+				t.Fatal(err)
+			}
+			flows[fmt.Sprintf("%s to %s at %s", from.Name, to.Name, address)] = f
 		}
-		flows[from.Name+" to "+to.Name] = f
 	}
 	return flows
 }
@@ -270,7 +281,7 @@ func testUnchanged(t *testing.T, h *lab.Host, before, after string) {
 // testLeave takes the fourth host out for good: no other host may keep anything of it.
 func testLeave(t *testing.T, l *lab.Lab, w way) {
 	h := l.Nodes[3]
-	subnet := h.Container.Subnet.String()
+	subnet, all := h.Container.Subnet.String(), strings.Trim(fmt.Sprint(h.Container.Subnets), "[]")
 	if !w.process { // until it is released it may come back
 		stop(t, h)
 		ping(t, l.Nodes[0].Container, h.Container, 84)
@@ -280,7 +291,7 @@ func testLeave(t *testing.T, l *lab.Lab, w way) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(out, subnet+" is released") {
+	if !strings.Contains(out, all+" is released") {
 		t.Errorf("lease release says %q", out)
 	}
 	for _, other := range l.Nodes[:3] {

@@ -61,12 +61,17 @@ func bridgeSegments(t *testing.T, l *lab.Lab, one bool) {
 func leavesBy(t *testing.T, from, to *lab.Host, device string) {
 	t.Helper()
 	eventually(t, 10*time.Second, fmt.Sprintf("%s sends to %s by %s", from.Name, to.Name, device), func() error {
-		out := in(t, from.Namespace, "ip", "route", "get", to.Container.Address.String())
-		if !strings.Contains(out, " dev "+device+" ") {
-			return fmt.Errorf("it sends by %s", out)
-		}
-		return nil
+		return sendsBy(t, from, to.Container.Address, device)
 	})
+}
+
+// sendsBy fails unless a host sends to an address by a device.
+func sendsBy(t *testing.T, from *lab.Host, to netip.Addr, device string) error {
+	t.Helper()
+	if out := in(t, from.Namespace, "ip", "route", "get", to.String()); !strings.Contains(out, " dev "+device+" ") {
+		return fmt.Errorf("it sends by %s", out)
+	}
+	return nil
 }
 
 // TestDirectRouting has hosts on two segments, that become one and two again. Each host sends directly to whom it can, and through

@@ -55,27 +55,27 @@ type Holder struct {
 	Expires  time.Time // zero if it does not expire
 }
 
-// Leases returns all that is stored below subnets/, sorted by subnet; unreadable keys come last.
+// Leases returns all leases that are stored, sorted by subnet; unreadable keys come last.
 func (c *Client) Leases(ctx context.Context) ([]Holder, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	list, err := c.etcd.Get(ctx, c.subnetsPrefix(), clientv3.WithPrefix())
+	list, err := c.etcd.Get(ctx, c.network(), clientv3.WithPrefix())
 	if err != nil {
 		return nil, c.explain(err)
 	}
-	holders := make([]Holder, len(list.Kvs))
+	holders := make([]Holder, 0, len(list.Kvs))
 	calls, callCtx := errgroup.WithContext(ctx)
 	calls.SetLimit(16)
-	for i, kv := range list.Kvs {
-		key := strings.TrimPrefix(string(kv.Key), c.subnetsPrefix())
-		holders[i] = Holder{Key: key, Entry: readRecord(key, kv).entry, Modified: kv.ModRevision}
+	for key, kv := range c.leases(list.Kvs) {
+		holders = append(holders, Holder{Key: key, Entry: readRecord(key, kv).entry, Modified: kv.ModRevision})
 		if kv.Lease == int64(clientv3.NoLease) {
 			continue
 		}
+		h := &holders[len(holders)-1] // there is room for all: it stays where it is
 		calls.Go(func() error {
 			left, err := c.etcd.TimeToLive(callCtx, clientv3.LeaseID(kv.Lease))
 			if err == nil {
-				holders[i].Expires = time.Now().Add(time.Duration(left.TTL) * time.Second)
+				h.Expires = time.Now().Add(time.Duration(left.TTL) * time.Second)
 			}
 			return err
 		})
@@ -100,26 +100,24 @@ func boolOrder(a, b bool) int {
 	return 1
 }
 
-// Entries returns what is stored below subnets/, by key name, in one call.
+// Entries returns all leases that are stored, by key name, in one call.
 func (c *Client) Entries(ctx context.Context) (map[string]subnet.Entry, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	list, err := c.etcd.Get(ctx, c.subnetsPrefix(), clientv3.WithPrefix())
+	list, err := c.etcd.Get(ctx, c.network(), clientv3.WithPrefix())
 	if err != nil {
 		return nil, c.explain(err)
 	}
 	entries := make(map[string]subnet.Entry, len(list.Kvs))
-	for _, kv := range list.Kvs {
-		key, _ := c.leaseKey(kv)
+	for key, kv := range c.leases(list.Kvs) {
 		entries[key] = readRecord(key, kv).entry
 	}
 	return entries, nil
 }
 
-// Reserve keeps a subnet for the host with a public address, for ever. If that host holds it already, its lease stops
-// expiring. The host takes a reservation made for it when its agent starts.
-func (c *Client) Reserve(ctx context.Context, p netip.Prefix, host netip.Addr) error {
-	f := subnet.FamilyOf(p.Addr())
+// Reserve keeps subnets, one or one of each family, for the host with a public address, for ever. If that host holds them already,
+// its lease stops expiring. The host takes a reservation made for it when its agent starts, and adds the family that this lacks.
+func (c *Client) Reserve(ctx context.Context, subnets subnet.Pair[netip.Prefix], host subnet.Pair[netip.Addr]) error {
 	_, stored, err := c.Config(ctx)
 	if err != nil {
 		return err
@@ -127,35 +125,50 @@ func (c *Client) Reserve(ctx context.Context, p netip.Prefix, host netip.Addr) e
 	if stored.Err != nil {
 		return fmt.Errorf("the stored config can't be used: %w", stored.Err)
 	}
-	r := stored.Config.Range.Of(f)
-	switch {
-	case r == subnet.Range{}:
-		return fmt.Errorf("%s: the network has no %s", p, f)
-	case subnet.FamilyOf(host) != f:
-		return fmt.Errorf("%s is not an %s address, as hosts of this network have", host, f)
-	case !r.Contains(p):
-		return fmt.Errorf("%s is not one of the network's subnets: they are the /%d ones from %s to %s in %s", p, r.SubnetLen, r.Min, r.Max, r.Network)
+	for f, p := range subnets.All() {
+		switch r := stored.Config.Range.Of(f); {
+		case r == subnet.Range{}:
+			return fmt.Errorf("%s: the network has no %s", p, f)
+		case !r.Contains(p):
+			return fmt.Errorf("%s is not one of the network's subnets: they are the /%d ones from %s to %s in %s", p, r.SubnetLen, r.Min, r.Max, r.Network)
+		}
 	}
 	holders, err := c.Leases(ctx)
 	if err != nil {
 		return err
 	}
-	l := subnet.Lease{Subnet: subnet.PairOf(f, p), PublicIP: subnet.PairOf(subnet.FamilyOf(host), host)}
-	key, seen := l.Key(), int64(0)
+	l, seen := subnet.Lease{Subnet: subnets, PublicIP: host}, int64(0)
 	for _, h := range holders {
-		subnets, _ := subnet.ParseKey(h.Key) // the key counts, even if the value can't be read
-		held := subnets.Of(f)
+		held, _ := subnet.ParseKey(h.Key) // the key counts, even if the value can't be read
+		theirs := subnet.SameHost(h.Lease.PublicIP, host)
 		switch {
-		case h.Lease.PublicIP == l.PublicIP && h.Reserved && h.Key != key:
-			return fmt.Errorf("%s already has %s reserved: release that first (tulle lease release %s)", host, held, held)
-		case !held.Overlaps(p):
-		case h.Key == key && h.Lease.PublicIP == l.PublicIP:
+		case theirs && includes(held, subnets):
 			l, seen = h.Lease, h.Modified
-		default:
-			return fmt.Errorf("%s is held by %s: release it first (tulle lease release %s)", held, holderOf(h.Lease), held)
+		case theirs && h.Reserved:
+			return fmt.Errorf("%s already has %s reserved: release that first (tulle lease release %s)", holderOf(l), first(held), first(held))
+		case overlap(held, subnets):
+			return fmt.Errorf("%s is held by %s: release it first (tulle lease release %s)", clashing(held, subnets), holderOf(h.Lease), clashing(held, subnets))
 		}
 	}
-	return c.put(ctx, key, l, seen)
+	return c.put(ctx, l.Key(), l, seen)
+}
+
+// includes reports whether all of subnets are among held.
+func includes(held, subnets subnet.Pair[netip.Prefix]) bool {
+	for f, p := range subnets.All() {
+		if held.Of(f) != p {
+			return false
+		}
+	}
+	return true
+}
+
+// clashing is the one of held that overlaps one of subnets.
+func clashing(held, subnets subnet.Pair[netip.Prefix]) netip.Prefix {
+	if held.V4.Overlaps(subnets.V4) {
+		return held.V4
+	}
+	return held.V6
 }
 
 func holderOf(l subnet.Lease) string {
@@ -182,27 +195,37 @@ func (c *Client) put(ctx context.Context, key string, l subnet.Lease, seen int64
 // ErrNotHeld says that nobody holds the subnet.
 var ErrNotHeld = errors.New("nobody holds it")
 
-// Release deletes the lease or reservation of a subnet and returns it. An agent that still runs takes its subnet again.
-func (c *Client) Release(ctx context.Context, p netip.Prefix) (subnet.Lease, error) {
+// Release deletes the lease or reservation that is called name, by its key or by one of its subnets, and returns it. An agent that
+// still runs takes its subnets again.
+func (c *Client) Release(ctx context.Context, name string) (subnet.Lease, error) {
 	holders, err := c.Leases(ctx)
 	if err != nil {
 		return subnet.Lease{}, err
 	}
-	for _, h := range holders {
-		subnets, err := subnet.ParseKey(h.Key)
-		if err != nil || subnets.Of(subnet.FamilyOf(p.Addr())) != p {
-			continue
-		}
-		ctx, cancel := call(ctx)
-		defer cancel()
-		done, err := c.etcd.Txn(ctx).
-			If(clientv3.Compare(clientv3.ModRevision(c.subnetKey(h.Key)), "=", h.Modified)).
-			Then(clientv3.OpDelete(c.subnetKey(h.Key))).
-			Commit()
-		if err == nil && !done.Succeeded {
-			err = fmt.Errorf("%s changed just now: look who holds it (tulle lease ls) and try again", p)
-		}
-		return h.Lease, c.explain(err)
+	i := slices.IndexFunc(holders, func(h Holder) bool { return called(h.Key, name) })
+	if i < 0 {
+		return subnet.Lease{}, fmt.Errorf("%s: %w", name, ErrNotHeld)
 	}
-	return subnet.Lease{}, fmt.Errorf("%s: %w", p, ErrNotHeld)
+	h := holders[i]
+	ctx, cancel := call(ctx)
+	defer cancel()
+	done, err := c.etcd.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(c.subnetKey(h.Key)), "=", h.Modified)).
+		Then(clientv3.OpDelete(c.subnetKey(h.Key))).
+		Commit()
+	if err == nil && !done.Succeeded {
+		err = fmt.Errorf("%s changed just now: look who holds it (tulle lease ls) and try again", name)
+	}
+	return h.Lease, c.explain(err)
+}
+
+// called reports whether a name is a key's, or that of one of its subnets.
+func called(key, name string) bool {
+	subnets, _ := subnet.ParseKey(key)
+	for _, p := range subnets.All() {
+		if q, err := netip.ParsePrefix(name); err == nil && p == q {
+			return true
+		}
+	}
+	return key == name
 }

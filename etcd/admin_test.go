@@ -9,6 +9,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 func TestConfigCompareAndSwap(t *testing.T) {
@@ -66,7 +68,7 @@ func TestReserveRefuses(t *testing.T) {
 	n := newNetwork(t)
 	c := n.client()
 	reserve := func(p, host string) error {
-		return c.Reserve(t.Context(), netip.MustParsePrefix(p), netip.MustParseAddr(host))
+		return c.Reserve(t.Context(), prefixes(p), addresses(host))
 	}
 	if err := reserve("10.5.7.0/24", "192.0.2.1"); !errors.Is(err, ErrNoConfig) {
 		t.Errorf("without config: %v", err)
@@ -89,10 +91,11 @@ func TestReserveRefuses(t *testing.T) {
 		{"10.5.7.0/25", "192.0.2.1", "10.5.7.0/25" + subnets},
 		{"10.5.7.1/24", "192.0.2.1", "10.5.7.1/24" + subnets},
 		{"fd12::/64", "192.0.2.1", "fd12::/64: the network has no IPv6"},
-		{"10.5.7.0/24", "fd00::1", "fd00::1 is not an IPv4 address, as hosts of this network have"},
 		{"10.5.2.0/24", "192.0.2.1", "10.5.2.0/24 is held by 192.0.2.2: release it first (tulle lease release 10.5.2.0/24)"},
 		{"10.5.3.0/24", "192.0.2.1", "10.5.3.0/25 is held by 192.0.2.3: release it first (tulle lease release 10.5.3.0/25)"},
 		{"10.5.4.0/24", "192.0.2.1", "10.5.4.0/24 is held by nobody known: release it first (tulle lease release 10.5.4.0/24)"},
+		{"10.5.7.0/24 fd12::/64", "192.0.2.1", "fd12::/64: the network has no IPv6"},
+		{"10.5.7.0/24", "192.0.2.9 fd00::9", "192.0.2.9 already has 10.5.9.0/24 reserved: release that first (tulle lease release 10.5.9.0/24)"},
 		{"10.5.7.0/24", "192.0.2.9", "192.0.2.9 already has 10.5.9.0/24 reserved: release that first (tulle lease release 10.5.9.0/24)"},
 	} {
 		if err := reserve(c.p, c.host); err == nil || err.Error() != c.text {
@@ -105,12 +108,46 @@ func TestReserveRefuses(t *testing.T) {
 	}
 }
 
+func TestReserveOfBothFamilies(t *testing.T) {
+	n := newNetwork(t)
+	n.config(dual)
+	c := n.client()
+	live := n.join(want(both, dual))
+	v4, v6 := live.last.Own.Lease.Subnet.V4.String(), live.last.Own.Lease.Subnet.V6.String()
+	for _, r := range []struct{ subnets, host, key, text string }{
+		{"10.5.201.0/24 fd12:0:0:301::/64", "192.0.2.7 fd00::7", "10.5.201.0-24&fd12:0:0:301::-64", ""},
+		{"10.5.222.0/24", "192.0.2.8", "10.5.222.0-24", ""},
+		{"fd12:0:0:303::/64", "fd00::9", "fd12:0:0:303::-64", ""},
+		{v6, "192.0.2.1", live.key(), ""}, // of what it holds, one is enough
+		{v4 + " " + v6, both, live.key(), ""},
+		{"10.5.204.0/24 fd12:0:0:301::/64", "192.0.2.10", "", "fd12:0:0:301::/64 is held by 192.0.2.7: release it first (tulle lease release fd12:0:0:301::/64)"},
+		{"10.5.222.0/24 fd12:0:0:304::/64", "192.0.2.10", "", "10.5.222.0/24 is held by 192.0.2.8: release it first (tulle lease release 10.5.222.0/24)"},
+		{"10.5.205.0/24 fd12:0:0:305::/56", "192.0.2.10", "", "fd12:0:0:305::/56 is not one of the network's subnets"},
+		{"10.5.206.0/24 fd12:0:0:306::/64", "fd00::7", "", "fd00::7 already has 10.5.201.0/24 reserved: release that first (tulle lease release 10.5.201.0/24)"},
+	} {
+		before := len(n.keys())
+		err := c.Reserve(t.Context(), prefixes(r.subnets), addresses(r.host))
+		if (err == nil) != (r.text == "") || err != nil && !strings.HasPrefix(err.Error(), r.text) {
+			t.Errorf("%s for %s: %v, want %q", r.subnets, r.host, err, r.text)
+		}
+		if now, ok := n.keys()[r.key]; r.text == "" && (!ok || now.lease != 0) || r.text != "" && len(n.keys()) != before {
+			t.Errorf("%s for %s: stored is %v", r.subnets, r.host, n.keys())
+		}
+	}
+	live.until("reserved", func() bool { return live.last.Own.Reserved && live.last.Own.Err == nil })
+	for _, name := range []string{"fd12:0:0:301::/64", "10.5.222.0-24", "fd12:0:0:303::-64", live.key()} {
+		if _, err := c.Release(t.Context(), name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestReserveOfALiveLease(t *testing.T) {
 	n := newNetwork(t)
 	n.config(wide)
 	h := n.join(want("192.0.2.1", wide))
 	key, before := h.key(), n.keys()[h.key()]
-	if err := n.client().Reserve(t.Context(), h.last.Own.Lease.Subnet.V4, netip.MustParseAddr("192.0.2.1")); err != nil {
+	if err := n.client().Reserve(t.Context(), h.last.Own.Lease.Subnet, addresses("192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	h.until("reserved", func() bool { return h.last.Own.Reserved })
@@ -128,21 +165,38 @@ func TestReserveOfALiveLease(t *testing.T) {
 	}
 }
 
+// prefixes and addresses are pairs of what texts say, apart by spaces.
+func prefixes(texts string) (p subnet.Pair[netip.Prefix]) {
+	for _, text := range strings.Fields(texts) {
+		prefix := netip.MustParsePrefix(text)
+		*p.At(subnet.FamilyOf(prefix.Addr())) = prefix
+	}
+	return p
+}
+
+func addresses(texts string) (p subnet.Pair[netip.Addr]) {
+	for _, text := range strings.Fields(texts) {
+		a := netip.MustParseAddr(text)
+		*p.At(subnet.FamilyOf(a)) = a
+	}
+	return p
+}
+
 func TestRelease(t *testing.T) {
 	n := newNetwork(t)
 	c := n.client()
 	n.put("10.5.2.0-24&fd12:0:0:2::-64", value("192.0.2.2"))
 	n.put("10.5.3.0-24", "x")
 	for _, p := range []string{"10.5.9.0/24", "10.5.2.0/25", "fd12::/64"} {
-		if _, err := c.Release(t.Context(), netip.MustParsePrefix(p)); !errors.Is(err, ErrNotHeld) || err.Error() != p+": nobody holds it" {
+		if _, err := c.Release(t.Context(), p); !errors.Is(err, ErrNotHeld) || err.Error() != p+": nobody holds it" {
 			t.Errorf("%s: %v", p, err)
 		}
 	}
-	l, err := c.Release(t.Context(), netip.MustParsePrefix("fd12:0:0:2::/64"))
+	l, err := c.Release(t.Context(), "fd12:0:0:2::/64")
 	if err != nil || l.PublicIP.V4.String() != "192.0.2.2" {
 		t.Errorf("released %+v, %v", l, err)
 	}
-	if _, err := c.Release(t.Context(), netip.MustParsePrefix("10.5.3.0/24")); err != nil {
+	if _, err := c.Release(t.Context(), "10.5.3.0/24"); err != nil {
 		t.Errorf("an unreadable one: %v", err)
 	}
 	if keys := n.keys(); len(keys) != 0 {

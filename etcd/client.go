@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"iter"
 	"net/url"
 	"os"
 	"slices"
@@ -25,6 +26,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/status"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 const (
@@ -184,14 +187,24 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 // Close ends the connection. What hangs on etcd leases stays until they expire.
 func (c *Client) Close() error { return c.etcd.Close() }
 
-func (c *Client) configKey() string           { return c.prefix + "/config" }
-func (c *Client) subnetsPrefix() string       { return c.prefix + "/subnets/" }
-func (c *Client) subnetKey(key string) string { return c.subnetsPrefix() + key }
+func (c *Client) network() string             { return c.prefix + "/" } // which all keys begin with
+func (c *Client) configKey() string           { return c.network() + "config" }
+func (c *Client) subnetKey(key string) string { return c.network() + subnet.Path(key) }
 
-// leaseKey is a key's name below subnets/, without what would keep the whole of it in memory.
+// leaseKey is a lease's name, and false for what is none.
 func (c *Client) leaseKey(kv *mvccpb.KeyValue) (string, bool) {
-	key, ok := bytes.CutPrefix(kv.Key, []byte(c.subnetsPrefix()))
-	return string(key), ok
+	return subnet.KeyAt(string(bytes.TrimPrefix(kv.Key, []byte(c.network()))))
+}
+
+// leases are those among stored keys, by their names.
+func (c *Client) leases(kvs []*mvccpb.KeyValue) iter.Seq2[string, *mvccpb.KeyValue] {
+	return func(yield func(string, *mvccpb.KeyValue) bool) {
+		for _, kv := range kvs {
+			if key, ok := c.leaseKey(kv); ok && !yield(key, kv) {
+				return
+			}
+		}
+	}
 }
 
 // call bounds one call's time.

@@ -23,19 +23,35 @@ const (
 	fleetStreams = 250         // watchers on one connection: with one each, ten thousand would run out of files
 )
 
-// fleetAddresses are for tests of networks (RFC 2544): nobody has them, so nobody is sent anything.
-var fleetAddresses = netip.MustParsePrefix("198.18.0.0/15")
+// fleetAddresses are for tests of networks (RFC 2544, RFC 5180): nobody has them, so nobody is sent anything.
+var fleetAddresses = subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix("198.18.0.0/15"), V6: netip.MustParsePrefix("2001:2::/48")}
+
+// fleetPublic are the addresses of the simulated host that has the IPv4 address: the IPv6 one ends with that.
+func fleetPublic(v4 netip.Addr) subnet.Pair[netip.Addr] {
+	v6, tail := fleetAddresses.V6.Addr().As16(), v4.As4()
+	copy(v6[12:], tail[:])
+	return subnet.Pair[netip.Addr]{V4: v4, V6: netip.AddrFrom16(v6)}
+}
+
+// fleetAddress is the IPv4 address of the simulated host that has public addresses, and false if none does.
+func fleetAddress(public subnet.Pair[netip.Addr]) (netip.Addr, bool) {
+	v4 := public.V4
+	if v6 := public.V6.As16(); !v4.IsValid() && fleetAddresses.V6.Contains(public.V6) {
+		v4 = netip.AddrFrom4([4]byte(v6[12:]))
+	}
+	return v4, fleetAddresses.V4.Contains(v4)
+}
 
 // FleetOptions say what hosts a Fleet simulates.
 type FleetOptions struct {
-	Leases   int           // how many hosts
-	Churn    float64       // hosts that leave, each replaced by a new one, a second
-	Watchers int           // how many of them watch, as agents do
-	For      time.Duration // from when all have joined; 0: until ctx ends
-	Leave    bool          // the leases are left behind at the end
-	Range    subnet.Range  // of the network
-	// Announce is what the lease of the host with the address tells its peers, without its subnets.
-	Announce func(public netip.Addr) subnet.Lease
+	Leases   int                       // how many hosts
+	Churn    float64                   // hosts that leave, each replaced by a new one, a second
+	Watchers int                       // how many of them watch, as agents do
+	For      time.Duration             // from when all have joined; 0: until ctx ends
+	Leave    bool                      // the leases are left behind at the end
+	Range    subnet.Pair[subnet.Range] // of the network
+	// Announce is what the lease of the host with the addresses tells its peers, without its subnets.
+	Announce func(public subnet.Pair[netip.Addr]) subnet.Lease
 }
 
 // Fleet registers simulated hosts as real ones register themselves: a host's etcd lease, transaction, key and value are what
@@ -51,7 +67,7 @@ type Fleet struct {
 
 	mu        sync.Mutex
 	stats     FleetStats
-	subnets   *subnet.Pool
+	subnets   subnet.Pair[*subnet.Pool]
 	addresses addressPool
 	hosts     []fleetHost                    // that have joined, the oldest first
 	leases    map[clientv3.LeaseID]time.Time // granted and not yet revoked, and when their keys were sent
@@ -60,7 +76,8 @@ type Fleet struct {
 // fleetHost is a simulated host that has joined.
 type fleetHost struct {
 	holding
-	stop context.CancelFunc // ends its keep-alives
+	address netip.Addr         // fleetAddress
+	stop    context.CancelFunc // ends its keep-alives
 }
 
 // FleetStats is what a Fleet has done so far.
@@ -120,37 +137,43 @@ func (f *Fleet) Run(ctx context.Context) error {
 func (f *Fleet) look(ctx context.Context) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	if f.Range.Network.Overlaps(fleetAddresses) {
-		return fmt.Errorf("the network %s overlaps %s, where simulated hosts have their addresses: use another network, as in 10.5.0.0/16", f.Range.Network, fleetAddresses)
+	for family, r := range f.Range.All() {
+		if theirs := fleetAddresses.Of(family); r.Network.Overlaps(theirs) {
+			return fmt.Errorf("the network %s overlaps %s, where simulated hosts have their addresses: use another network, as in 10.5.0.0/16 or fd12:3456::/48", r.Network, theirs)
+		}
 	}
-	list, err := f.client.etcd.Get(ctx, f.client.subnetsPrefix(), clientv3.WithPrefix())
+	list, err := f.client.etcd.Get(ctx, f.client.network(), clientv3.WithPrefix())
 	if err != nil {
 		return err
 	}
 	view, want := session{records: map[string]record{}}, f.request(netip.Addr{})
 	held := map[netip.Addr]bool{}
-	for _, kv := range list.Kvs {
-		key := string(kv.Key[len(f.client.subnetsPrefix()):])
+	for key, kv := range f.client.leases(list.Kvs) {
 		r := readRecord(key, kv)
-		view.records[key], held[r.entry.Lease.PublicIP.V4] = r, true
+		view.records[key] = r
+		if a, ok := fleetAddress(r.entry.Lease.PublicIP); ok {
+			held[a] = true
+		}
 	}
-	f.subnets = f.Range.Pool(view.taken(want))
-	if free := f.subnets.Len(); free < uint64(f.Leases) {
-		return fmt.Errorf("only %d more hosts fit, not %d: %w", free, f.Leases, view.full(want, errFull))
+	f.subnets = view.free(want)
+	for family, pool := range f.subnets.All() {
+		if free := pool.Len(); free < uint64(f.Leases) {
+			return fmt.Errorf("only %d more hosts fit, not %d: %w", free, f.Leases, view.full(want, family))
+		}
 	}
 	f.addresses = newAddressPool(held)
 	if n := f.addresses.free(); n < f.Leases {
-		return fmt.Errorf("at most %d hosts can be simulated: there are no more addresses in %s", n, fleetAddresses)
+		return fmt.Errorf("at most %d hosts can be simulated: there are no more addresses in %s", n, fleetAddresses.V4)
 	}
 	return nil
 }
 
 // request is what the host with the address asks for.
 func (f *Fleet) request(public netip.Addr) subnet.Request {
-	want := subnet.Request{Range: subnet.PairOf(subnet.IPv4, f.Range), PublicIP: subnet.PairOf(subnet.IPv4, public)}
+	want := subnet.Request{Range: f.Range}
 	if public.IsValid() {
-		l := f.Announce(public)
-		want.Backend, want.Data = l.Backend, l.Data
+		l := f.Announce(fleetPublic(public))
+		want.PublicIP, want.Backend, want.Data = l.PublicIP, l.Backend, l.Data
 	}
 	return want
 }
@@ -251,7 +274,7 @@ func (f *Fleet) register() error {
 	t, err := f.calls.grant(context.Background())
 	if err == nil {
 		f.sending(t.lease)
-		if err = f.claim(f.request(public), t); err != nil {
+		if err = f.claim(public, t); err != nil {
 			err = errors.Join(err, f.revoke(t.lease))
 		}
 	}
@@ -263,13 +286,15 @@ func (f *Fleet) register() error {
 	return err
 }
 
-// claim leases a subnet for the host with the etcd lease. One that another host was faster to take stays its own for good, as
-// far as we are concerned.
-func (f *Fleet) claim(want subnet.Request, t term) error {
-	for {
+// claim leases subnets for the host with the address and the etcd lease. One that another host was faster to take stays its own for
+// good, as far as we are concerned.
+func (f *Fleet) claim(public netip.Addr, t term) error {
+	for want := f.request(public); ; {
 		f.mu.Lock()
-		subnets, err := choose(want, subnet.PairOf(subnet.IPv4, f.subnets))
-		f.subnets.Take(subnets.V4)
+		subnets, err := choose(want, f.subnets)
+		for family, p := range subnets.All() {
+			f.subnets.Of(family).Take(p)
+		}
 		f.mu.Unlock()
 		if err != nil {
 			return fmt.Errorf("%w: other hosts have taken what was free; enlarge the network (tulle config set)", err)
@@ -277,20 +302,27 @@ func (f *Fleet) claim(want subnet.Request, t term) error {
 		l, sent := want.Lease(subnets), f.sending(t.lease)
 		revision, _, err := f.calls.claimFree(context.Background(), want, l, t.lease)
 		if err != nil {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.subnets.Return(subnets.V4)
+			f.giveBack(subnets)
 			return err
 		}
 		if revision != 0 {
 			f.join.add(time.Since(sent))
-			return f.keep(holding{key: l.Key(), modified: revision, granted: l, term: t})
+			return f.keep(public, holding{key: l.Key(), modified: revision, granted: l, term: t})
 		}
 	}
 }
 
+// giveBack makes subnets free again.
+func (f *Fleet) giveBack(subnets subnet.Pair[netip.Prefix]) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for family, p := range subnets.All() {
+		f.subnets.Of(family).Return(p)
+	}
+}
+
 // keep counts a host in, and renews its lease from now on.
-func (f *Fleet) keep(h holding) error {
+func (f *Fleet) keep(public netip.Addr, h holding) error {
 	ctx, stop := context.WithCancel(f.client.etcd.Ctx())
 	_, err := f.client.etcd.KeepAlive(ctx, h.lease) // every 8 hours: the channel has room for the answers of days, and is not read
 	if err != nil {
@@ -299,7 +331,7 @@ func (f *Fleet) keep(h holding) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.hosts = append(f.hosts, fleetHost{h, stop})
+	f.hosts = append(f.hosts, fleetHost{h, public, stop})
 	f.stats.Joined++
 	f.stats.Joins++
 	return nil
@@ -323,9 +355,9 @@ func (f *Fleet) depart(h fleetHost) error {
 		return err
 	}
 	h.stop()
+	f.giveBack(h.granted.Subnet)
 	f.mu.Lock()
-	f.subnets.Return(h.granted.Subnet.V4)
-	f.addresses.giveBack(h.granted.PublicIP.V4)
+	f.addresses.giveBack(h.address)
 	f.mu.Unlock()
 	if err := f.revoke(h.lease); err != nil {
 		f.failed(err) // it is revoked at the end
@@ -433,7 +465,7 @@ func (f *Fleet) watch(ctx context.Context, running *sync.WaitGroup) error {
 func (f *Fleet) follow(ctx context.Context, client *Client, started func()) {
 	for again := (pause{}); ctx.Err() == nil; {
 		watcher := clientv3.NewWatcher(client.etcd)
-		for r := range watcher.Watch(clientv3.WithRequireLeader(ctx), client.prefix+"/", clientv3.WithPrefix(),
+		for r := range watcher.Watch(clientv3.WithRequireLeader(ctx), client.network(), clientv3.WithPrefix(),
 			clientv3.WithProgressNotify(), clientv3.WithCreatedNotify()) {
 			if r.Created {
 				started()
@@ -476,29 +508,23 @@ func (f *Fleet) failed(err error) {
 	f.count(func(s *FleetStats) { s.Errors, s.LastError = s.Errors+1, text })
 }
 
-// addressPool hands out fleetAddresses in turn.
+// addressPool hands out fleetAddresses.V4 in turn.
 type addressPool struct {
 	taken map[netip.Addr]bool
 	next  netip.Addr
 }
 
 func newAddressPool(held map[netip.Addr]bool) addressPool {
-	pool := addressPool{map[netip.Addr]bool{}, fleetAddresses.Addr()}
-	for a := range held {
-		if fleetAddresses.Contains(a) {
-			pool.taken[a] = true
-		}
-	}
-	return pool
+	return addressPool{held, fleetAddresses.V4.Addr()}
 }
 
-func (a *addressPool) free() int { return 1<<(32-fleetAddresses.Bits()) - len(a.taken) }
+func (a *addressPool) free() int { return 1<<(32-fleetAddresses.V4.Bits()) - len(a.taken) }
 
 // take returns an address that is free, of which there is one (look).
 func (a *addressPool) take() netip.Addr {
 	for {
-		if a.next = a.next.Next(); !fleetAddresses.Contains(a.next) {
-			a.next = fleetAddresses.Addr()
+		if a.next = a.next.Next(); !fleetAddresses.V4.Contains(a.next) {
+			a.next = fleetAddresses.V4.Addr()
 		}
 		if !a.taken[a.next] {
 			a.taken[a.next] = true

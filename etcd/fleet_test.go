@@ -18,9 +18,9 @@ import (
 )
 
 // announceFleet stands for a vxlan backend's Announce.
-func announceFleet(public netip.Addr) subnet.Lease {
-	a := public.As4()
-	return subnet.Lease{Backend: "vxlan", Data: subnet.PairOf(subnet.IPv4, fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:%02x:%02x:%02x:%02x"}`, a[0], a[1], a[2], a[3]))}
+func announceFleet(public subnet.Pair[netip.Addr]) subnet.Lease {
+	a := public.V4.As4()
+	return subnet.Lease{PublicIP: subnet.PairOf(subnet.IPv4, public.V4), Backend: "vxlan", Data: subnet.PairOf(subnet.IPv4, fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:%02x:%02x:%02x:%02x"}`, a[0], a[1], a[2], a[3]))}
 }
 
 // fleet is a Fleet that runs until the test ends or stop is called.
@@ -34,7 +34,9 @@ type fleet struct {
 
 func (n *network) fleet(o FleetOptions, config string) *fleet {
 	n.t.Helper()
-	o.Range, o.Announce = want("192.0.2.1", config).Range.V4, announceFleet
+	if o.Range = want("192.0.2.1", config).Range; o.Announce == nil {
+		o.Announce = announceFleet
+	}
 	client, err := Dial(context.Background(), n.options)
 	if err != nil {
 		n.t.Fatal(err)
@@ -98,6 +100,53 @@ func (n *network) alive(id int64) bool {
 	return left.TTL > 0
 }
 
+// Hosts of whatever families join as real ones do: one key each, with a subnet of each family and a public address of each.
+func TestFleetFamilies(t *testing.T) {
+	for _, config := range []string{dual, only6} {
+		n := newNetwork(t)
+		r := want("192.0.2.1", config)
+		n.put("10.5.7.0-24&fd12:0:0:99::-64", value("192.0.2.1"))
+		n.put("fd12:0:0:77::-64", `{"PublicIP":null,"PublicIPv6":"2001:2::c612:3"}`)
+		others, prefix := n.keys(), n.options.Prefix
+		f := n.fleet(FleetOptions{Leases: 100, Churn: 200, Announce: func(public subnet.Pair[netip.Addr]) subnet.Lease {
+			l := subnet.Lease{Backend: "vxlan"}
+			for f := range r.Range.All() {
+				*l.PublicIP.At(f), *l.Data.At(f) = public.Of(f), `{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}`
+			}
+			return l
+		}}, config)
+		f.until("some were replaced", func(s FleetStats) bool { return s.Churned >= 20 })
+		seen := map[any]string{}
+		for key, k := range n.keys() {
+			l, err := subnet.ParseLease(key, []byte(k.value))
+			if _, before := others[key]; !before && (err != nil || !serves(l.Subnet, r) || len(words(l.PublicIP)) != len(words(l.Subnet))) {
+				t.Errorf("%s%s: %s, %v", prefix, subnet.Path(key), k.value, err)
+			}
+			for _, fact := range append(words(l.Subnet), words(l.PublicIP)...) {
+				if twin, twice := seen[fact]; twice {
+					t.Errorf("%s and %s both have %v", twin, key, fact)
+				}
+				seen[fact] = key
+			}
+		}
+		if s := f.Stats(); s.Errors != 0 {
+			t.Errorf("%d errors, the last %s", s.Errors, s.LastError)
+		}
+		f.end()
+		if left := n.keys(); len(left) != len(others) {
+			t.Errorf("%d keys are left", len(left))
+		}
+	}
+}
+
+// words are a pair's values.
+func words[T comparable](p subnet.Pair[T]) (values []any) {
+	for _, v := range p.All() {
+		values = append(values, v)
+	}
+	return values
+}
+
 func TestFleetJoins(t *testing.T) {
 	n := newNetwork(t)
 	others := map[string]string{
@@ -124,13 +173,13 @@ func TestFleetJoins(t *testing.T) {
 			t.Errorf("%s: %v", key, err)
 			continue
 		}
-		if want := announceFleet(l.PublicIP.V4); l.Backend != want.Backend || l.Data != want.Data || k.value != string(l.MarshalValue()) {
+		if want := announceFleet(l.PublicIP); l.Backend != want.Backend || l.Data != want.Data || k.value != string(l.MarshalValue()) {
 			t.Errorf("%s: %s", key, k.value)
 		}
-		if !f.Range.Contains(l.Subnet.V4) || slices.Contains(held, l.Subnet.V4.String()) {
+		if !f.Range.V4.Contains(l.Subnet.V4) || slices.Contains(held, l.Subnet.V4.String()) {
 			t.Errorf("%s is another's, or outside the network", l.Subnet.V4)
 		}
-		if a := l.PublicIP.V4; !fleetAddresses.Contains(a) || a.String() == "198.18.0.3" {
+		if a := l.PublicIP.V4; !fleetAddresses.V4.Contains(a) || a.String() == "198.18.0.3" {
 			t.Errorf("%s: public address %s", key, a)
 		}
 		for _, fact := range []any{l.Subnet, l.PublicIP, l.Data, k.lease} {
@@ -249,7 +298,7 @@ func TestFleetFull(t *testing.T) {
 	n.put("10.5.2.0-24", value("192.0.2.1"), clientv3.WithLease(n.grant()))
 	f := n.fleet(FleetOptions{Leases: 3}, narrow)
 	<-f.ended
-	text := "only 2 more hosts fit, not 3: out of subnets: 1 leased and 0 reserved of 3; release some (tulle lease ls) or enlarge the network (tulle config set)"
+	text := "only 2 more hosts fit, not 3: out of subnets: of 3 for IPv4, 1 are leased and 0 reserved; release some (tulle lease ls) or enlarge the network (tulle config set)"
 	if err := f.stop(); !errors.Is(err, errFull) || err.Error() != text {
 		t.Errorf("error %q, want %q", err, text)
 	}

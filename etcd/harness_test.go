@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -110,10 +109,10 @@ func (n *network) client() *Client {
 	return &Client{etcd: n.raw, options: n.options, prefix: n.options.Prefix}
 }
 
-// put writes the key below subnets/ as somebody else would.
+// put writes the key as somebody else would.
 func (n *network) put(key, value string, o ...clientv3.OpOption) {
 	n.t.Helper()
-	if _, err := n.raw.Put(n.t.Context(), n.options.Prefix+"/subnets/"+key, value, o...); err != nil {
+	if _, err := n.raw.Put(n.t.Context(), n.client().subnetKey(key), value, o...); err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -140,30 +139,35 @@ type stored struct {
 	lease, modified, createRev int64
 }
 
-// keys returns all that is stored below subnets/.
+// keys returns all leases that are stored.
 func (n *network) keys() map[string]stored {
 	n.t.Helper()
-	prefix := n.options.Prefix + "/subnets/"
-	got, err := n.raw.Get(n.t.Context(), prefix, clientv3.WithPrefix())
+	got, err := n.raw.Get(n.t.Context(), n.client().network(), clientv3.WithPrefix())
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	keys := map[string]stored{}
-	for _, kv := range got.Kvs {
-		keys[strings.TrimPrefix(string(kv.Key), prefix)] = stored{string(kv.Value), kv.Lease, kv.ModRevision, kv.CreateRevision}
+	for key, kv := range n.client().leases(got.Kvs) {
+		keys[key] = stored{string(kv.Value), kv.Lease, kv.ModRevision, kv.CreateRevision}
 	}
 	return keys
 }
 
 // fill writes as many of the network's subnets as are to be taken, each for a host of its own.
-func (n *network) fill(r subnet.Range, taken int) {
+func (n *network) fill(r subnet.Pair[subnet.Range], taken int) {
 	n.t.Helper()
 	var puts []clientv3.Op
-	for pool, a, id := r.Pool(nil), netip.MustParseAddr("172.16.0.0"), n.grant(); taken > 0; taken-- {
+	var pools subnet.Pair[*subnet.Pool]
+	for f, r := range r.All() {
+		*pools.At(f) = r.Pool(nil)
+	}
+	for a, id := netip.MustParseAddr("172.16.0.0"), n.grant(); taken > 0; taken-- {
 		a = a.Next()
-		p, _ := pool.Pick(a.String())
-		pool.Take(p)
-		name := n.options.Prefix + "/subnets/" + subnet.FormatKey(subnet.PairOf(subnet.IPv4, p))
+		subnets, _ := subnet.PickEach(pools, a.String())
+		for f, p := range subnets.All() {
+			pools.Of(f).Take(p)
+		}
+		name := n.client().subnetKey(subnet.FormatKey(subnets))
 		if puts = append(puts, clientv3.OpPut(name, value(a.String()), clientv3.WithLease(id))); len(puts) < 128 && taken > 1 {
 			continue
 		}
@@ -176,7 +180,7 @@ func (n *network) fill(r subnet.Range, taken int) {
 
 func (n *network) release(p string) {
 	n.t.Helper()
-	if _, err := n.client().Release(n.t.Context(), netip.MustParsePrefix(p)); err != nil {
+	if _, err := n.client().Release(n.t.Context(), p); err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -280,14 +284,13 @@ func (h *node) sees(n *network) {
 	h.until("caught up", func() bool { return h.last.Revision >= done.Header.Revision })
 }
 
-// want is a request of the host with the address, for a subnet of the network.
+// want is a request of the host with the addresses, for a subnet of the network.
 func want(host, config string) subnet.Request {
 	c, _, err := subnet.ParseConfig([]byte(config))
 	if err != nil {
 		panic(err)
 	}
-	a := netip.MustParseAddr(host)
-	return subnet.Request{Range: c.Range, PublicIP: subnet.PairOf(subnet.FamilyOf(a), a), Backend: "vxlan", Data: subnet.PairOf(subnet.IPv4, `{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}`)}
+	return subnet.Request{Range: c.Range, PublicIP: addresses(host), Backend: "vxlan", Data: subnet.PairOf(subnet.IPv4, `{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}`)}
 }
 
 // after is r of a host whose last life left own behind.
@@ -309,6 +312,8 @@ func value(host string) string {
 const (
 	wide   = `{"Network":"10.5.0.0/16"}`
 	narrow = `{"Network":"10.5.0.0/22"}` // 10.5.1.0/24, 10.5.2.0/24, 10.5.3.0/24
+	dual   = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12::/48"}`
+	only6  = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12::/48"}`
 )
 
 // calls counts RPCs by name, "KeepAlive" for each message that renews and "Event" for each that a watch tells.

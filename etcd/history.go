@@ -158,11 +158,25 @@ func (s *session) remember() {
 // keeps reports whether what was known of key stays in force beside r, which is there now: not if it is the same again.
 func (p *past) keeps(key string, r record) bool {
 	before, ok := p.peers[key]
-	if ok && r.entry.Err == nil && r.entry.Lease.PublicIP == before.entry.Lease.PublicIP {
+	if ok && r.entry.Err == nil && subnet.SameHost(r.entry.Lease.PublicIP, before.entry.Lease.PublicIP) {
 		delete(p.peers, key)
 		return false
 	}
 	return ok
+}
+
+// supersede drops the keys that r's host had in place of this one, with a family less or one more, and returns them.
+func (p *past) supersede(key string, r record) (dropped []string) {
+	if _, same := p.peers[key]; same || r.entry.Err != nil {
+		return nil
+	}
+	for other, before := range p.peers {
+		if l := before.entry.Lease; subnet.SameHost(l.PublicIP, r.entry.Lease.PublicIP) && overlap(l.Subnet, r.entry.Lease.Subnet) {
+			delete(p.peers, other)
+			dropped = append(dropped, other)
+		}
+	}
+	return dropped
 }
 
 // settle drops what a new list has all the same, and makes ready to write the rest back.
@@ -171,6 +185,7 @@ func (p *past) settle(listed map[string]record) {
 		if p.peers[key].entry.Lease == r.entry.Lease {
 			delete(p.peers, key)
 		}
+		p.supersede(key, r)
 	}
 	if !p.until.IsZero() {
 		p.timer = time.NewTimer(min(time.Duration(p.rank)*100*time.Millisecond, 10*time.Second))
@@ -237,7 +252,7 @@ func (s *session) writeBack(ctx context.Context, left time.Duration) error {
 			if r.lease == clientv3.NoLease { // a reservation
 				lease = clientv3.NoLease
 			}
-			puts = append(puts, clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.Version(name), "=", 0)},
+			puts = append(puts, clientv3.OpTxn(s.client.absent(r.entry.Lease.Subnet),
 				[]clientv3.Op{clientv3.OpPut(name, r.text(), clientv3.WithLease(lease))}, nil))
 		}
 		if _, err := s.client.etcd.Txn(ctx).Then(puts...).Commit(); err != nil {

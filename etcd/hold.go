@@ -1,9 +1,11 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -21,6 +23,8 @@ type holding struct {
 	created  int64  // revision
 	modified int64  // revision of what we last wrote there, or found as we would have written it
 	granted  subnet.Lease
+	given    string // the key that was given up for it when it was made; "" for none
+	yielded  string // why that was: an older lease overlapped it; "" for another reason
 	term
 }
 
@@ -38,9 +42,6 @@ func newTerm(id clientv3.LeaseID, seconds int64) term {
 	ttl, now := time.Duration(seconds)*time.Second, time.Now()
 	return term{id, ttl, now, now.Add(ttl/4 + rand.N(ttl/12+1))}
 }
-
-// errFull says that there is no subnet to be had.
-var errFull = errors.New("out of subnets")
 
 // errChanged says that a key is no longer as we know it. The watch is about to tell how it is.
 var errChanged = errors.New("somebody else changed it meanwhile")
@@ -88,7 +89,7 @@ func (s *session) tellOwn(o *subnet.Own, err error) {
 	if o.Err = err; err != nil && !s.lost {
 		return // what is held stays held as long as nobody says otherwise
 	}
-	o.Lease, o.Revision, o.Renewed, o.TTL = s.own.granted, s.own.modified, s.own.renewed, s.own.ttl
+	o.Lease, o.Revision, o.Renewed, o.TTL, o.Yielded = s.own.granted, s.own.modified, s.own.renewed, s.own.ttl, s.own.yielded
 	o.Reserved = s.own.key != "" && s.own.lease == clientv3.NoLease
 }
 
@@ -105,7 +106,8 @@ const (
 
 func (s *session) standing(want subnet.Request) standing {
 	r, exists := s.records[s.own.key]
-	here := r.entry.Lease.PublicIP == want.PublicIP || r.entry.Lease.PublicIP == s.own.granted.PublicIP
+	at := r.entry.Lease.PublicIP
+	here := subnet.SameHost(at, want.PublicIP) || subnet.SameHost(at, s.own.granted.PublicIP)
 	anew := r.entry.Created != s.own.created
 	switch {
 	case !exists:
@@ -124,11 +126,13 @@ func (s *session) standing(want subnet.Request) standing {
 	return ours
 }
 
-// acquire leases a subnet: the one held, if it still serves; one reserved for our address; one that an earlier life of this
-// host held; or a free one.
+// acquire leases subnets: those held, if they still serve; those reserved for our address; those that an earlier life of this
+// host held; or free ones.
 func (s *session) acquire(ctx context.Context, want subnet.Request) error {
 	if s.own.key == "" {
-		return s.find(ctx, want)
+		if err := s.find(ctx, want); err != nil || s.elder() == "" {
+			return err
+		}
 	}
 	key, serving := s.own.key, serves(s.own.granted.Subnet, want)
 	if s.reclaim = s.reclaim && serving; s.reclaim {
@@ -136,20 +140,21 @@ func (s *session) acquire(ctx context.Context, want subnet.Request) error {
 	}
 	r := s.records[key]
 	switch state := s.standing(want); {
-	case state == gone:
-	case !serving:
-		if err := s.release(ctx); err != nil {
+	case state == gone, !serving && !s.disposable(state, want):
+	case !serving && usable(s.own.granted.Subnet, want) == subnet.Pair[netip.Prefix]{} && s.reserved(want):
+		if err := s.remove(ctx, key, r.modified); err != nil {
 			return err
 		}
+	case !serving:
+		return s.replace(ctx, want)
 	case state == taken:
 		return s.contested(contestLast, "%s wrote itself into our lease %s: release that (tulle lease release), and we take it again", holderOf(r.entry.Lease), key)
 	case state == disputed:
 		return s.ask(ctx, key, want)
+	case s.elder() != "":
+		return s.replace(ctx, want)
 	default:
-		if r.entry.Err != nil { // what spoilt the value took its etcd lease away, too
-			r.lease = s.own.lease
-		}
-		t, err := s.leaseOf(ctx, r)
+		t, err := s.ownTerm(ctx)
 		if err == nil {
 			err = s.adopt(ctx, key, want, t)
 		}
@@ -161,10 +166,61 @@ func (s *session) acquire(ctx context.Context, want subnet.Request) error {
 	}
 	want.Previous, want.Revision = s.own.granted.Subnet, 0 // our containers have addresses there
 	s.drop()
-	if keys := s.earlier(want); serving && (len(keys) == 0 || !s.records[keys[0]].entry.Reserved) && again(want, s.free(want)) {
+	if !s.reserved(want) && again(want, s.free(want)) {
 		return s.create(ctx, want)
 	}
 	return s.find(ctx, want)
+}
+
+// reserved reports whether there is a reservation for us.
+func (s *session) reserved(want subnet.Request) bool {
+	keys := s.earlier(want)
+	return len(keys) > 0 && s.records[keys[0]].entry.Reserved
+}
+
+// disposable reports whether the key that is held is ours to give up: not what is another host's by now, nor a reservation of
+// which nothing serves, because an operator made it.
+func (s *session) disposable(state standing, want subnet.Request) bool {
+	r := s.records[s.own.key]
+	reserved := r.entry.Reserved && r.entry.Err == nil // by an operator, not by who spoilt it
+	return state != taken && state != disputed && (!reserved || usable(s.own.granted.Subnet, want) != subnet.Pair[netip.Prefix]{})
+}
+
+// replace leases subnets anew in place of the key that is held. Of a family whose subnet still serves, that is kept: containers
+// have addresses there.
+func (s *session) replace(ctx context.Context, want subnet.Request) error {
+	t, err := s.ownTerm(ctx)
+	if err != nil {
+		return err
+	}
+	s.own.term, want.Previous = t, s.own.granted.Subnet
+	return s.create(ctx, want)
+}
+
+// elder is the key of an older lease that overlaps ours: peers of both heed that one alone. It is "" if there is none, or if it is
+// too early to tell, because the watch is still on its way to where ours was made. Among hosts of ours this is rare: etcd compares
+// keys, and a key that has an IPv6 subnet begins with the IPv4 one.
+func (s *session) elder() (oldest string) {
+	if s.own.key == "" || s.history.revision < s.own.created {
+		return ""
+	}
+	created := s.own.created
+	for key, r := range s.records {
+		if r.entry.Created < created && r.entry.Err == nil && s.within(r.entry.Lease.Subnet) {
+			oldest, created = key, r.entry.Created
+		}
+	}
+	return oldest
+}
+
+// within reports whether one of subnets lies in ours. One that is larger than the network's counts for nothing.
+func (s *session) within(subnets subnet.Pair[netip.Prefix]) bool {
+	for f, p := range subnets.All() {
+		if own := s.own.granted.Subnet.Of(f); own.Overlaps(p) && own.Bits() <= p.Bits() {
+			return true
+		}
+	}
+	return false
 }
 
 // find leases a subnet for a host that holds none.
@@ -185,7 +241,7 @@ func (s *session) find(ctx context.Context, want subnet.Request) error {
 	return s.adopt(ctx, keys[0], want, t)
 }
 
-// takeBack registers again what was held before etcd's history was rewritten, and takes it from whoever has it since: our
+// takeBack registers again what was held before etcd's history was rewritten, and takes it from whoever has some of it since: our
 // containers have addresses there.
 func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
 	key := s.own.key
@@ -194,7 +250,7 @@ func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
 	if err != nil {
 		return err
 	}
-	if exists && (r.entry.Err != nil || r.entry.Lease.PublicIP == want.PublicIP) {
+	if exists && (r.entry.Err != nil || subnet.SameHost(r.entry.Lease.PublicIP, want.PublicIP)) {
 		return s.adopt(ctx, key, want, t)
 	}
 	if exists { // deleted first, so that its holder sees that it has lost it for good
@@ -202,8 +258,14 @@ func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
 			return err
 		}
 	}
+	var rivals []string
+	for other, r := range s.records {
+		if other != key && s.within(r.subnets(other)) {
+			rivals = append(rivals, other)
+		}
+	}
 	granted := want.Lease(s.own.granted.Subnet)
-	revision, _, err := s.claimFree(ctx, want, granted, t.lease)
+	revision, _, err := s.claimFree(ctx, want, granted, t.lease, rivals...)
 	if err == nil && revision == 0 {
 		err = errChanged // by whom the watch will tell, and then we try again
 	}
@@ -214,65 +276,67 @@ func (s *session) takeBack(ctx context.Context, want subnet.Request) error {
 	return nil
 }
 
-// earlier returns the keys that are ours by their public address, best first: a reservation, then the subnet that the last
-// life had, then the oldest.
+// earlier returns the keys that are ours by their public address, best first: a reservation, then what serves as it is, then what
+// has something that serves; and in each case what the last life had, then the oldest. What the last life left behind is ours
+// whatever its address. A reservation of which nothing serves stays as it is.
 func (s *session) earlier(want subnet.Request) []string {
-	var keys []string
+	rank := map[string]int{}
 	for key, r := range s.records {
-		if r.entry.Err == nil && r.entry.Lease.PublicIP == want.PublicIP && serves(r.entry.Lease.Subnet, want) {
-			keys = append(keys, key)
+		l := r.entry.Lease
+		last := l.Subnet == want.Previous
+		if r.entry.Err != nil || !subnet.SameHost(l.PublicIP, want.PublicIP) && !(last && r.modified == want.Revision) {
+			continue
+		}
+		if some := usable(l.Subnet, want) != (subnet.Pair[netip.Prefix]{}); some || !r.entry.Reserved {
+			rank[key] = 8*without(r.entry.Reserved) + 4*without(serves(l.Subnet, want)) + 2*without(some) + without(last)
 		}
 	}
-	rank := func(key string) int {
-		r := s.records[key]
-		switch {
-		case r.entry.Reserved:
-			return 0
-		case r.entry.Lease.Subnet == want.Previous:
-			return 1
-		}
-		return 2
-	}
-	slices.SortFunc(keys, func(a, b string) int {
-		if d := rank(a) - rank(b); d != 0 {
-			return d
-		}
-		return int(s.records[a].entry.Created - s.records[b].entry.Created)
+	return slices.SortedFunc(maps.Keys(rank), func(a, b string) int {
+		return cmp.Or(rank[a]-rank[b], cmp.Compare(s.records[a].entry.Created, s.records[b].entry.Created))
 	})
-	return keys
 }
 
-// serves reports whether subnets are what want asks for: one in each range, none excluded.
-func serves(subnets subnet.Pair[netip.Prefix], want subnet.Request) bool {
-	for _, f := range []subnet.Family{subnet.IPv4, subnet.IPv6} {
-		r, p := want.Range.Of(f), subnets.Of(f)
-		if (r != subnet.Range{}) != p.IsValid() {
-			return false
-		}
-		if p.IsValid() && (!r.Contains(p) || slices.ContainsFunc(want.Exclude, p.Overlaps)) {
-			return false
-		}
+// without is what a key ranks lower by that lacks a merit.
+func without(merit bool) int {
+	if merit {
+		return 0
 	}
-	return true
+	return 1
 }
 
-// adopt takes the key over as it is found, and writes to it only if its value is not what ours would be.
+// adopt takes the key over as it is found, and writes to it only if its value is not what ours would be. One that does not serve is
+// replaced.
 func (s *session) adopt(ctx context.Context, key string, want subnet.Request, t term) error {
 	r := s.records[key]
-	subnets := r.entry.Lease.Subnet
+	h := holding{key: key, created: r.entry.Created, granted: r.entry.Lease, term: t}
 	if key == s.own.key {
-		subnets = s.own.granted.Subnet // also if what is stored can't be read any more
+		h.granted, h.given, h.yielded = s.own.granted, s.own.given, s.own.yielded // also if what is stored can't be read any more
 	}
-	granted := want.Lease(subnets)
-	if value := string(granted.MarshalValue()); value != r.text() || t.lease != r.lease {
+	subnets := h.granted.Subnet
+	if h.modified = r.modified; !serves(subnets, want) {
+		s.keep(h)
+		want.Previous = subnets
+		return s.create(ctx, want)
+	}
+	h.granted = want.Lease(subnets)
+	if value := string(h.granted.MarshalValue()); value != r.text() || t.lease != r.lease {
 		revision, err := s.rewrite(ctx, key, r.modified, value, t.lease)
 		if err != nil {
 			return err
 		}
-		r.modified = revision
+		h.modified = revision
 	}
-	s.keep(holding{key: key, created: r.entry.Created, modified: r.modified, granted: granted, term: t})
+	s.keep(h)
 	return nil
+}
+
+// ownTerm returns that of the key that is held.
+func (s *session) ownTerm(ctx context.Context) (term, error) {
+	r := s.records[s.own.key]
+	if r.entry.Err != nil { // what spoilt the value took its etcd lease away, too
+		r.lease = s.own.lease
+	}
+	return s.leaseOf(ctx, r)
 }
 
 // leaseOf returns the etcd lease for a key of ours: the one it hangs on, if that is alive, else a new one; none for a
@@ -340,11 +404,11 @@ type attempt struct {
 	term
 }
 
-// create leases a free subnet. Each try is one transaction; one that loses to another host learns from it what has been
-// taken meanwhile, so the next does not choose from an old view.
+// create leases free subnets, in place of the key that is held, if one is. Each try is one transaction; one that loses to another
+// host learns from it what has been taken meanwhile, so the next does not choose from an old view.
 func (s *session) create(ctx context.Context, want subnet.Request) error {
 	free := s.free(want)
-	if s.attempt.lease == clientv3.NoLease || !serves(s.attempt.subnets, want) {
+	if !serves(s.attempt.subnets, want) {
 		if err := s.attemptAnew(ctx, want, free); err != nil {
 			return err
 		}
@@ -352,7 +416,7 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 	for {
 		try := s.attempt
 		granted := want.Lease(try.subnets)
-		revision, others, err := s.claimFree(ctx, want, granted, try.lease)
+		revision, others, err := s.claimFree(ctx, want, granted, try.lease, s.given()...)
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) { // it was not used for too long
 			s.attempt = attempt{}
 		}
@@ -360,17 +424,17 @@ func (s *session) create(ctx context.Context, want subnet.Request) error {
 			return err
 		}
 		if revision != 0 {
-			s.keep(holding{key: granted.Key(), created: revision, modified: revision, granted: granted, term: try.term})
+			s.keep(holding{key: granted.Key(), created: revision, modified: revision, granted: granted, given: s.own.key, yielded: s.yields(), term: try.term})
 			return nil
 		}
-		for f, pool := range free.All() {
-			pool.Take(try.subnets.Of(f))
+		others = append(others, first(try.subnets)) // which alone is surely taken
+		for _, pool := range free.All() {
 			for _, p := range others {
 				pool.Take(p)
 			}
 		}
 		if s.attempt.subnets, err = choose(want, free); err != nil {
-			return errors.Join(s.full(want, err), s.giveUp(ctx))
+			return errors.Join(s.full(want, exhausted(free)), s.giveUp(ctx))
 		}
 	}
 }
@@ -382,19 +446,39 @@ func (s *session) attemptAnew(ctx context.Context, want subnet.Request, free sub
 	}
 	subnets, err := choose(want, free)
 	if err != nil {
-		return s.full(want, err)
+		return s.full(want, exhausted(free))
 	}
-	t, err := s.grant(ctx)
-	if err != nil {
-		return err
+	t := s.own.term
+	if s.own.key == "" {
+		if t, err = s.grant(ctx); err != nil {
+			return err
+		}
 	}
 	s.attempt = attempt{subnets, t}
 	return nil
 }
 
+// given are the keys that are given up for what is tried to hold.
+func (s *session) given() []string {
+	if s.own.key == "" {
+		return nil
+	}
+	return []string{s.own.key}
+}
+
+// yields says whose older lease has some of what is held; "" if nobody's has.
+func (s *session) yields() string {
+	key := s.elder()
+	if key == "" {
+		return ""
+	}
+	return fmt.Sprintf("our lease %s overlapped %s, which %s holds for longer: leased anew what they shared", s.own.key, key, holderOf(s.records[key].entry.Lease))
+}
+
 // giveUp takes back what was tried, whether it was done or not.
 func (s *session) giveUp(ctx context.Context) error {
-	if s.attempt.lease == clientv3.NoLease {
+	if s.attempt.lease == clientv3.NoLease || s.attempt.lease == s.own.lease { // what is held hangs on it
+		s.attempt = attempt{}
 		return nil
 	}
 	err := s.revoke(ctx, s.attempt.lease)
@@ -405,104 +489,25 @@ func (s *session) giveUp(ctx context.Context) error {
 	return nil
 }
 
-// free are the subnets that can be had.
-func (s *session) free(want subnet.Request) (free subnet.Pair[*subnet.Pool]) {
-	taken := s.taken(want)
-	for f, r := range want.Range.All() {
-		*free.At(f) = r.Pool(taken)
-	}
-	return free
-}
-
-// taken are the addresses that can't be had.
-func (s *session) taken(want subnet.Request) []netip.Prefix {
-	taken := slices.Grow(slices.Clone(want.Exclude), len(s.records)+len(s.past.peers))
-	for _, records := range []map[string]record{s.records, s.past.peers} {
-		for key, r := range records {
-			taken = claims(taken, want, key, r.entry.Lease)
-		}
-	}
-	return taken
-}
-
-// claims appends to taken the addresses that a stored key takes: its subnets, and its host's public address, if the network
-// has such. A key that claims the whole network claims nothing, and one whose value can't be read claims its subnets.
-func claims(taken []netip.Prefix, want subnet.Request, key string, l subnet.Lease) []netip.Prefix {
-	if l.Subnet == (subnet.Pair[netip.Prefix]{}) {
-		l.Subnet, _ = subnet.ParseKey(key) // a key that can't be read either has none
-	}
-	for f, p := range l.Subnet.All() {
-		if want.Range.Of(f).Admits(p) {
-			taken = append(taken, p)
-		}
-	}
-	for f, a := range l.PublicIP.All() {
-		if want.Range.Of(f).Network.Contains(a) {
-			taken = append(taken, netip.PrefixFrom(a, a.BitLen()))
-		}
-	}
-	return taken
-}
-
-// choose picks the subnets to try: what the host had before, if it is free, or else what its address hashes to.
-func choose(want subnet.Request, free subnet.Pair[*subnet.Pool]) (subnets subnet.Pair[netip.Prefix], err error) {
-	if again(want, free) {
-		return want.Previous, nil
-	}
-	for f, pool := range free.All() {
-		p, ok := pool.Pick(fmt.Sprint(want.PublicIP))
-		if !ok {
-			return subnets, errFull
-		}
-		*subnets.At(f) = p
-	}
-	return subnets, nil
-}
-
-// again reports whether the host can have what it had before.
-func again(want subnet.Request, free subnet.Pair[*subnet.Pool]) bool {
-	ok := serves(want.Previous, want)
-	for f, p := range want.Previous.All() {
-		ok = ok && free.Of(f).Has(p)
-	}
-	return ok
-}
-
-// full says how full the network is.
-func (s *session) full(want subnet.Request, err error) error {
-	leased, reserved := 0, 0
-	for key, r := range s.records {
-		switch {
-		case len(claims(nil, want, key, r.entry.Lease)) == 0: // takes nothing
-		case r.entry.Reserved:
-			reserved++
-		default:
-			leased++
-		}
-	}
-	total := want.Range.V4.Len()
-	if want.Range.V4 == (subnet.Range{}) {
-		total = want.Range.V6.Len()
-	}
-	return fmt.Errorf("%w: %d leased and %d reserved of %d; release some (tulle lease ls) or enlarge the network (tulle config set)", err, leased, reserved, total)
-}
-
-// claimFree writes a key that must not exist, and returns the revision, or 0 and what others hold that we don't know of yet. The
-// IPv4 subnet must be free with whatever IPv6 subnet it is paired. A call that is made again after it took too long is not
+// claimFree writes a key that must not exist, in place of those that are given up for it and must be as we know them. It returns
+// the revision, or 0 and what others hold that we don't know of yet. A call that is made again after it took too long is not
 // done again.
-func (s *session) claimFree(ctx context.Context, want subnet.Request, l subnet.Lease, id clientv3.LeaseID) (int64, []netip.Prefix, error) {
+func (s *session) claimFree(ctx context.Context, want subnet.Request, l subnet.Lease, id clientv3.LeaseID, given ...string) (int64, []netip.Prefix, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	name := s.client.subnetKey(l.Key())
-	absent := []clientv3.Cmp{clientv3.Compare(clientv3.Version(name), "=", 0)}
-	if l.Subnet.V4.IsValid() {
-		v4 := s.client.subnetKey(subnet.FormatKey(subnet.PairOf(subnet.IPv4, l.Subnet.V4)))
-		absent = append(absent, clientv3.Compare(clientv3.Version(v4), "=", 0), clientv3.Compare(clientv3.Version(v4+"&"), "=", 0).WithPrefix())
+	name, value := s.client.subnetKey(l.Key()), string(l.MarshalValue())
+	conditions, give := s.client.absent(l.Subnet, given...), []clientv3.Op(nil)
+	look := []clientv3.Op{clientv3.OpGet(name), // keys only come without their lease
+		clientv3.OpGet(s.client.network(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithMinCreateRev(s.history.revision+1))}
+	for _, key := range given {
+		path := s.client.subnetKey(key)
+		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(path), "=", s.records[key].modified))
+		give = append(give, clientv3.OpDelete(path))
+		look = append(look, clientv3.OpGet(path, clientv3.WithKeysOnly()))
 	}
-	done, err := s.client.etcd.Txn(ctx).If(absent...).
-		Then(clientv3.OpPut(name, string(l.MarshalValue()), clientv3.WithLease(id))).
-		Else(clientv3.OpGet(name), // keys only come without their lease
-			clientv3.OpGet(s.client.subnetsPrefix(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithMinCreateRev(s.history.revision+1))).
+	done, err := s.client.etcd.Txn(ctx).If(conditions...).
+		Then(append(give, clientv3.OpPut(name, value, clientv3.WithLease(id)))...). // in this order: flanneld takes a subnet's route away when its key goes
+		Else(look...).
 		Commit()
 	switch {
 	case err != nil:
@@ -511,15 +516,34 @@ func (s *session) claimFree(ctx context.Context, want subnet.Request, l subnet.L
 		return done.Header.Revision, nil, nil
 	}
 	for _, kv := range done.Responses[0].GetResponseRange().Kvs {
-		if id != clientv3.NoLease && kv.Lease == int64(id) { // an earlier call was done, and we were not told
+		if kv.Lease == int64(id) && (id != clientv3.NoLease || string(kv.Value) == value) { // an earlier call was done, and we were not told
 			return kv.ModRevision, nil, nil
 		}
 	}
+	for i, key := range given {
+		if now := done.Responses[2+i].GetResponseRange().Kvs; len(now) == 0 || now[0].ModRevision != s.records[key].modified {
+			return 0, nil, fmt.Errorf("%s: %w", key, errChanged)
+		}
+	}
 	var others []netip.Prefix
-	for _, kv := range done.Responses[1].GetResponseRange().Kvs {
-		others = claims(others, want, string(kv.Key[len(s.client.subnetsPrefix()):]), subnet.Lease{})
+	for key := range s.client.leases(done.Responses[1].GetResponseRange().Kvs) {
+		others = claims(others, want, key, record{})
 	}
 	return 0, others, nil
+}
+
+// absent says that nobody holds subnets: the IPv4 one with whatever IPv6 subnet it is paired, unless a key that is given up has it.
+func (c *Client) absent(subnets subnet.Pair[netip.Prefix], given ...string) []clientv3.Cmp {
+	absent := []clientv3.Cmp{clientv3.Compare(clientv3.Version(c.subnetKey(subnet.FormatKey(subnets))), "=", 0)}
+	held := func(key string) bool {
+		given, _ := subnet.ParseKey(key)
+		return given.V4 == subnets.V4
+	}
+	if !subnets.V4.IsValid() || slices.ContainsFunc(given, held) {
+		return absent
+	}
+	v4 := c.subnetKey(subnet.FormatKey(subnet.PairOf(subnet.IPv4, subnets.V4)))
+	return append(absent, clientv3.Compare(clientv3.Version(v4), "=", 0), clientv3.Compare(clientv3.Version(v4+"&"), "=", 0).WithPrefix())
 }
 
 func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
@@ -529,7 +553,7 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-// keep holds h from now on. The record of it is made here: its event may be long in coming.
+// keep holds h from now on, and nothing else. The record of it is made here: its event may be long in coming.
 func (s *session) keep(h holding) {
 	if !s.contest.asked {
 		s.contest = contest{}
@@ -542,17 +566,13 @@ func (s *session) keep(h holding) {
 			s.own = h // the reader must not take its own lease for a peer's
 			s.tellOwn(&u.Own, nil)
 			u.Leases[h.key] = r.entry
+			if h.given != "" && s.records[h.given].modified < h.created { // else it is another host's since
+				delete(s.records, h.given)
+				u.Leases[h.given] = subnet.Entry{}
+			}
 		})
 	}
 	s.own, s.asked, s.lost, s.reclaim, s.attempt = h, true, false, false, attempt{}
-}
-
-// release gives up the key that is held but no longer serves, unless it is reserved or somebody else's by now.
-func (s *session) release(ctx context.Context) error {
-	if s.own.lease == clientv3.NoLease {
-		return nil
-	}
-	return s.remove(ctx, s.own.key, s.own.modified)
 }
 
 // remove deletes a key that nobody else has changed since we saw it; one that somebody has is theirs.

@@ -21,7 +21,7 @@ import (
 
 // A join costs the same calls, however many hosts there are, and however little is free.
 func TestJoinCalls(t *testing.T) {
-	const large = `{"Network":"10.0.0.0/8","SubnetLen":24}`
+	const large, large6 = `{"Network":"10.0.0.0/8","SubnetLen":24}`, `{"Network":"10.0.0.0/8","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd12::/40"}`
 	all := map[string]int{"Range": 1, "LeaseGrant": 1, "Txn": 1, "Watch": 1}
 	for _, c := range []struct {
 		name, config string
@@ -32,11 +32,15 @@ func TestJoinCalls(t *testing.T) {
 		{"a /16 that is 90 % full", wide, 230},
 		{"2,000 peers", large, 2000},
 		{"a /8 that is 90 % full", large, 58_982},
+		{"dual-stack", dual, 0},
+		{"dual-stack, a /16 that is 90 % full", dual, 230},
+		{"dual-stack, 2,000 peers", large6, 2000},
+		{"IPv6 only, 2,000 peers", only6, 2000},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n, count := newNetwork(t), calls{}
 			r := want("192.0.2.1", c.config)
-			n.fill(r.Range.V4, c.peers)
+			n.fill(r.Range, c.peers)
 			h := n.join(r, count.dial()...)
 			h.held()
 			h.sees(n)
@@ -315,11 +319,10 @@ func exclude(r subnet.Request, prefixes ...string) subnet.Request {
 func TestReservationStaysOne(t *testing.T) {
 	n := newNetwork(t)
 	n.config(wide)
-	host := netip.MustParseAddr("192.0.2.1")
-	if err := n.client().Reserve(t.Context(), netip.MustParsePrefix("10.5.8.0/24"), host); err != nil {
+	if err := n.client().Reserve(t.Context(), prefixes("10.5.8.0/24"), addresses("192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
-	r := want(host.String(), wide)
+	r := want("192.0.2.1", wide)
 	var before map[string]stored
 	for life := range 2 {
 		h := n.join(r)
@@ -519,7 +522,7 @@ func TestFull(t *testing.T) {
 	h := n.node()
 	h.Want(want("192.0.2.1", narrow))
 	h.until("full", func() bool { return h.last.Own.Err != nil })
-	text := "out of subnets: 2 leased and 1 reserved of 3; release some (tulle lease ls) or enlarge the network (tulle config set)"
+	text := "out of subnets: of 3 for IPv4, 2 are leased and 1 reserved; release some (tulle lease ls) or enlarge the network (tulle config set)"
 	if got := h.last.Own.Err.Error(); got != text || h.last.Own.Held() {
 		t.Errorf("own is %+v, want the error %q", h.last.Own, text)
 	}

@@ -68,7 +68,7 @@ func (l *lag) await(ctx context.Context, revision int64) bool {
 func (l *lag) echo(ctx context.Context) (revision int64, open bool) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	r, open := <-l.client.etcd.Watch(ctx, l.client.prefix+"/", clientv3.WithPrefix(), clientv3.WithFilterPut(), clientv3.WithFilterDelete(),
+	r, open := <-l.client.etcd.Watch(ctx, l.client.network(), clientv3.WithPrefix(), clientv3.WithFilterPut(), clientv3.WithFilterDelete(),
 		clientv3.WithCreatedNotify())
 	if !open || r.Err() != nil {
 		return 0, false

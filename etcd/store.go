@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -148,6 +149,15 @@ type record struct {
 	value    string // if that is not how entry.Lease is written, which it nearly always is
 }
 
+// subnets are what the key takes, also if its value can't be read. A key that can't be read either takes nothing.
+func (r record) subnets(key string) subnet.Pair[netip.Prefix] {
+	if l := r.entry.Lease; l.Subnet != (subnet.Pair[netip.Prefix]{}) {
+		return l.Subnet
+	}
+	subnets, _ := subnet.ParseKey(key)
+	return subnets
+}
+
 // text is what is stored, byte for byte.
 func (r record) text() string {
 	if r.value == "" && r.entry.Err == nil {
@@ -229,7 +239,7 @@ func (s *session) follow(ctx context.Context) error {
 	lag := newLag(s.client)
 	defer lag.asking.Wait()
 	defer end()
-	watch := s.client.etcd.Watch(watchCtx, s.client.prefix+"/", clientv3.WithPrefix(),
+	watch := s.client.etcd.Watch(watchCtx, s.client.network(), clientv3.WithPrefix(),
 		clientv3.WithRev(s.history.revision+1), clientv3.WithProgressNotify())
 	hold, probe := time.NewTimer(again), time.NewTimer(s.store.probeWait())
 	if again == 0 {
@@ -283,8 +293,17 @@ var errMoved = errors.New("the host's address changed")
 func (s *session) moved() bool {
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
-	before := s.own.granted.PublicIP
-	return s.own.key != "" && s.store.request.PublicIP != before
+	return s.own.key != "" && elsewhere(s.own.granted.PublicIP, s.store.request.PublicIP)
+}
+
+// elsewhere reports whether a host has another address now than before. It has not if it only gained or lost a family.
+func elsewhere(before, now subnet.Pair[netip.Addr]) bool {
+	for f, a := range before.All() {
+		if b := now.Of(f); b.IsValid() && a != b {
+			return true
+		}
+	}
+	return !subnet.SameHost(before, now)
 }
 
 func watchError(err error) error {
@@ -298,7 +317,7 @@ func watchError(err error) error {
 func (s *session) list(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, rpcTimeout+s.patience)
 	defer cancel()
-	list, err := s.client.etcd.Get(ctx, s.client.prefix+"/", clientv3.WithPrefix())
+	list, err := s.client.etcd.Get(ctx, s.client.network(), clientv3.WithPrefix())
 	if err != nil {
 		if ctx.Err() != nil && s.client.etcd.ActiveConnection().GetState() == connectivity.Ready {
 			s.patience = min(s.patience+rpcTimeout, time.Minute) // it is there, and has many to answer
@@ -346,26 +365,34 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 	if len(events) > 0 { // the response's own may be of events that come with the next
 		revision = events[len(events)-1].Kv.ModRevision
 	}
-	s.history.revision = max(s.history.revision, revision)
+	known := s.history.revision
+	s.history.revision = max(known, revision)
 	if len(events) == 0 {
 		return false
 	}
 	s.store.publish(func(u *subnet.Update) {
 		u.Revision = revision
-		for _, e := range events {
+		for i, e := range events {
 			key, isLease := s.client.leaseKey(e.Kv)
 			switch {
-			case isLease && e.Kv.ModRevision < s.records[key].modified: // of before our own last write
+			case isLease && e.Kv.ModRevision < s.records[key].modified, isLease && key == s.own.given && e.Kv.ModRevision <= s.own.created: // of before our own last write
 			case isLease && e.Type == clientv3.EventTypeDelete:
 				concerned = concerned || key == s.own.key || s.waits // one that is gone is one that is free
 				s.forget(key)
-				if !s.past.keeps(key, record{}) {
+				switch {
+				case s.past.keeps(key, record{}):
+				case replaced(events[i:]):
+					u.Leases[key] = subnet.Entry{}
+				default:
 					s.leaving.add(key)
 				}
 			case isLease:
 				r, old := readRecord(key, e.Kv), s.records[key]
 				concerned = concerned || r.modified != old.modified && (key == s.own.key || key == s.claim.key)
 				s.records[key] = r
+				for _, key := range s.past.supersede(key, r) {
+					u.Leases[key] = s.records[key].entry
+				}
 				if !s.past.keeps(key, r) && (r.entry.Err != nil || r.entry != old.entry) { // flanneld renews by writing the same again
 					u.Leases[key] = r.entry
 				}
@@ -377,7 +404,12 @@ func (s *session) fold(events []*clientv3.Event, revision int64) (concerned bool
 			}
 		}
 	})
-	return concerned
+	return concerned || known < s.own.created && s.elder() != ""
+}
+
+// replaced reports whether the first of events, a deletion, is of a host that wrote another key in its place.
+func replaced(events []*clientv3.Event) bool {
+	return len(events) > 1 && events[1].Type == clientv3.EventTypePut && events[1].Kv.ModRevision == events[0].Kv.ModRevision
 }
 
 // forget notes that a key is gone. Now and then it makes the table anew, because a map keeps the room of the most it ever held.
@@ -408,15 +440,27 @@ func readConfig(kv *mvccpb.KeyValue) subnet.StoredConfig {
 // watchLink cuts the session off when its connection is lost: the watch itself would go on with the next one, and with
 // another etcd's history if this one was replaced meanwhile.
 func (s *session) watchLink(ctx context.Context, cut context.CancelCauseFunc) {
-	conn := s.client.etcd.ActiveConnection()
-	for had, state := false, conn.GetState(); ; state = conn.GetState() {
-		if had && state != connectivity.Ready {
-			cut(fmt.Errorf("no connection to etcd at %s", strings.Join(s.store.options.Endpoints, ", ")))
-			return
-		}
-		had = state == connectivity.Ready
+	if wasLost(ctx, s.client.etcd.ActiveConnection()) {
+		cut(fmt.Errorf("no connection to etcd at %s", strings.Join(s.store.options.Endpoints, ", ")))
+	}
+}
+
+// link is a gRPC connection.
+type link interface {
+	GetState() connectivity.State
+	WaitForStateChange(ctx context.Context, from connectivity.State) bool
+}
+
+// wasLost waits until a connection that was made is lost; it returns false if ctx ends before. How it is by then does not matter: on a
+// busy machine it may have been made anew before we look.
+func wasLost(ctx context.Context, conn link) bool {
+	for {
+		state := conn.GetState()
 		if !conn.WaitForStateChange(ctx, state) {
-			return
+			return false
+		}
+		if state == connectivity.Ready {
+			return true
 		}
 	}
 }

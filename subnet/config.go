@@ -68,7 +68,7 @@ func ParseConfig(data []byte) (c Config, unknown []string, err error) {
 		c.Range.V6, err = parseRange(IPv6, "IPv6", w.IPv6Network, w.IPv6SubnetLen, w.IPv6SubnetMin, w.IPv6SubnetMax)
 	}
 	if err == nil && c.Range == (Pair[Range]{}) {
-		err = configErr("EnableIPv4", "false, and EnableIPv6 is not true: the network has no address family")
+		err = configErr("EnableIPv4", "false, and EnableIPv6 is not true: the network has no address family: switch one on")
 	}
 	if err != nil {
 		return Config{}, unknown, err
@@ -109,11 +109,11 @@ func parseRange(f Family, prefix, network string, length int, first, last string
 	case err != nil:
 		return Range{}, configErr(prefix+"Network", "%q is not a range like %s", network, example)
 	case FamilyOf(n.Addr()) != f || n.Addr().Is4In6():
-		return Range{}, configErr(prefix+"Network", "%s is not %s", n, f)
+		return Range{}, configErr(prefix+"Network", "%s is not %s, as %s is", n, f, example)
 	case n.Addr().IsMulticast() || n.Addr().IsLoopback() || n.Addr().IsLinkLocalUnicast() && f == IPv6 || n.Bits() == 0:
-		return Range{}, configErr(prefix+"Network", "%s is not a unicast range", n)
+		return Range{}, configErr(prefix+"Network", "%s is not a unicast range, as %s is", n, example)
 	case n.Bits()+2 > longest:
-		return Range{}, configErr(prefix+"Network", "%s has no room for four subnets of length %d", n, longest)
+		return Range{}, configErr(prefix+"Network", "%s has no room for four subnets of length %d: take a larger range, as %s is", n, longest, example)
 	}
 	n = n.Masked()
 	r := Range{Network: n, SubnetLen: length}
@@ -125,7 +125,7 @@ func parseRange(f Family, prefix, network string, length int, first, last string
 			r.SubnetLen, n.Bits()+2, n, longest)
 	}
 	if r.SubnetLen-n.Bits() > 62 {
-		return Range{}, configErr(prefix+"SubnetLen", "%d makes more than 2^62 subnets of %s", r.SubnetLen, n)
+		return Range{}, configErr(prefix+"SubnetLen", "%d makes more than 2^62 subnets of %s: %d is the longest for that", r.SubnetLen, n, n.Bits()+62)
 	}
 	r.Min = n.Addr()
 	second, highest := r.subnet(1).Addr(), r.subnet(1<<(r.SubnetLen-n.Bits())-1).Addr()

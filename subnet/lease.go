@@ -20,11 +20,57 @@ type Lease struct {
 	Data     Pair[string]     // BackendData, BackendV6Data: compact JSON, "" if absent
 }
 
-// Key is the lease's name below <prefix>/subnets/.
+// Key is the lease's name, see Path for where that is.
 func (l Lease) Key() string { return FormatKey(l.Subnet) }
+
+// SameHost reports whether leases with these public addresses are one host's: the IPv4 addresses say so where both have one, as
+// flannel finds its own, else the IPv6 addresses. So a host is known again when it gains or loses a family.
+func SameHost(a, b Pair[netip.Addr]) bool {
+	for f, of := range a.All() {
+		if other := b.Of(f); other.IsValid() {
+			return of == other
+		}
+	}
+	return false
+}
 
 // Idle reports whether l says only who the subnet is for: a reservation whose host has not come yet.
 func (l Lease) Idle() bool { return l.Backend == "" && l.Data == (Pair[string]{}) }
+
+// Where leases are, below the network's prefix. IPv6 alone has a place of its own: flannel drops every peer at a key whose path
+// begins as its own do, and that has no IPv4 subnet.
+const (
+	subnetsPlace = "subnets/"
+	ipv6Place    = "ipv6-subnets/"
+)
+
+// Path is where the lease that is called key is stored below the network's prefix.
+func Path(key string) string { return place(key) + key }
+
+// KeyAt returns what the lease stored at a path below the network's prefix is called: its path, if it is in the wrong place. It
+// returns false for what is no lease.
+func KeyAt(path string) (key string, ok bool) {
+	for _, p := range []string{subnetsPlace, ipv6Place} {
+		if key, ok := strings.CutPrefix(path, p); ok {
+			if place(key) != p {
+				key = path
+			}
+			return key, true
+		}
+	}
+	return "", false
+}
+
+// place is where key belongs; "" for one that is a path itself.
+func place(key string) string {
+	switch {
+	case strings.HasPrefix(key, subnetsPlace), strings.HasPrefix(key, ipv6Place):
+		return ""
+	case strings.Contains(key, ":") && !strings.Contains(key, "&"):
+		return ipv6Place
+	}
+	return subnetsPlace
+}
 
 // FormatKey writes subnets the way flannel names its keys: 10.5.85.0-24, or 10.5.85.0-24&fd12:3456:0:34::-64.
 func FormatKey(subnets Pair[netip.Prefix]) string {
@@ -41,6 +87,9 @@ func FormatKey(subnets Pair[netip.Prefix]) string {
 // ParseKey reads what FormatKey writes, and refuses every other spelling of it.
 func ParseKey(key string) (Pair[netip.Prefix], error) {
 	var subnets Pair[netip.Prefix]
+	if place(key) == "" {
+		return subnets, Rejectf(BadKey, "in the wrong place: an IPv6 subnet alone belongs below %s, every other below %s", ipv6Place, subnetsPlace)
+	}
 	for part := range strings.SplitSeq(key, "&") {
 		addr, bits, _ := strings.Cut(part, "-")
 		a, err := netip.ParseAddr(addr)
@@ -115,7 +164,7 @@ func plain[T string | []byte](s T) bool {
 	return true
 }
 
-// ParseLease reads the lease stored under key, its name below <prefix>/subnets/. Every error is a *Reject.
+// ParseLease reads the lease that is stored under the name key. Every error is a *Reject.
 func ParseLease(key string, value []byte) (Lease, error) {
 	subnets, err := ParseKey(key)
 	if err != nil {
@@ -148,24 +197,48 @@ func ParseLease(key string, value []byte) (Lease, error) {
 	return l, nil
 }
 
-// parseUsual reads a value that is, letter for letter, as a host in an IPv4 network writes it, and returns false for any
-// other. It takes a third of the time of encoding/json, which reads them all.
+// parseUsual reads a value that is, letter for letter, as hosts write it, and returns false for any other. It takes a third of the
+// time of encoding/json, which reads them all.
 func parseUsual(subnets Pair[netip.Prefix], value []byte) (Lease, bool) {
-	value, ok := bytes.CutPrefix(value, []byte(`{"PublicIP":"`))
-	address, value, isUsual := bytes.Cut(value, []byte(`","PublicIPv6":null,"BackendType":"`))
-	name, value, hasData := bytes.Cut(value, []byte(`","BackendData":`))
-	data, isWhole := bytes.CutSuffix(value, []byte(`}`))
-	if !ok || !isUsual || !hasData || !isWhole || len(name) == 0 || !plain(name) {
+	head, rest, ok := bytes.Cut(value, []byte(`,"BackendType":"`))
+	name, rest, isNamed := bytes.Cut(rest, []byte(`"`))
+	data, isWhole := bytes.CutSuffix(rest, []byte(`}`))
+	if !ok || !isNamed || !isWhole || len(name) == 0 || !plain(name) {
 		return Lease{}, false
 	}
-	a, err := netip.ParseAddr(string(address))
-	l := Lease{Subnet: subnets, PublicIP: PairOf(IPv4, a), Backend: string(name), Data: PairOf(IPv4, compact(data))}
-	return l, err == nil && !a.IsUnspecified() && public(a, IPv4) && l.Data.V4 == string(data)
+	l := Lease{Subnet: subnets, Backend: string(name)}
+	address4, address6, _ := bytes.Cut(head, []byte(`,"PublicIPv6":`))
+	data4, data6, hasData6 := bytes.Cut(data, []byte(`,"BackendV6Data":`))
+	address4, isFirst := bytes.CutPrefix(address4, []byte(`{"PublicIP":`))
+	data4, hasData4 := bytes.CutPrefix(data4, []byte(`,"BackendData":`))
+	ok = isFirst && hasData4 == (len(data4) > 0) && hasData6 == (len(data6) > 0)
+	for f, address := range [][]byte{IPv4: address4, IPv6: address6} {
+		f := Family(f)
+		ok = ok && usualAddr(address, f, l.PublicIP.At(f))
+	}
+	for f, data := range [][]byte{IPv4: data4, IPv6: data6} {
+		*l.Data.At(Family(f)) = compact(data)
+		ok = ok && l.Data.Of(Family(f)) == string(data)
+	}
+	return l, ok && l.PublicIP != (Pair[netip.Addr]{})
 }
 
-// public reports whether a can be a host's public address of the family.
+// usualAddr reads null, or a public address of the family.
+func usualAddr(text []byte, f Family, a *netip.Addr) bool {
+	if string(text) == "null" {
+		return true
+	}
+	if len(text) < 2 || text[0] != '"' || text[len(text)-1] != '"' {
+		return false
+	}
+	var err error
+	*a, err = netip.ParseAddr(string(text[1 : len(text)-1]))
+	return err == nil && !a.IsUnspecified() && public(*a, f)
+}
+
+// public reports whether a can be a host's public address of the family. What is link-local of IPv6 says nothing without a device.
 func public(a netip.Addr, f Family) bool {
-	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback()
+	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback() && !(f == IPv6 && a.IsLinkLocalUnicast())
 }
 
 func compact(data json.RawMessage) string {

@@ -142,7 +142,7 @@ func TestParseUsual(t *testing.T) {
 	t.Parallel()
 	for _, test := range flannelLeases {
 		got, ok := parseUsual(test.want.Subnet, []byte(test.value))
-		if want := test.name == "vxlan" || test.name == "extension"; ok != want || ok && got != test.want {
+		if want := test.want.Backend != ""; ok != want || ok && got != test.want {
 			t.Errorf("%s: got %+v, %t", test.name, got, ok)
 		}
 	}
@@ -154,6 +154,13 @@ func TestParseUsual(t *testing.T) {
 		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"VXLAN","BackendData":{"VNI":1}}`,
 		`{"PublicIP":"0.0.0.0","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
 		`{"PublicIP":"fd00::1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
+		`{"PublicIP":null,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendV6Data":}`,
+		`{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{"VNI":1}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendV6Data":{"VNI":1},"BackendData":{"VNI":1}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendV6Data":{"VNI":1},"BackendV6Data":{"VNI":2}}`,
+		`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan""BackendData":{"VNI":1}}`,
 	} {
 		if got, ok := parseUsual(subnets("10.5.65.0/24"), []byte(value)); ok {
 			t.Errorf("%s: got %+v", value, got)
@@ -194,6 +201,62 @@ func TestParseKey(t *testing.T) {
 	}
 }
 
+// flannel drops every peer at a key below subnets that has no IPv4 subnet, also below any other path that begins so.
+func TestPath(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ path, key, reject string }{
+		{"subnets/10.5.65.0-24", "10.5.65.0-24", ""},
+		{"subnets/10.5.85.0-24&fd12:3456:0:34::-64", "10.5.85.0-24&fd12:3456:0:34::-64", ""},
+		{"ipv6-subnets/fd12:3456:0:34::-64", "fd12:3456:0:34::-64", ""},
+		{"subnets/fd12:3456:0:34::-64", "subnets/fd12:3456:0:34::-64", "in the wrong place"},
+		{"ipv6-subnets/10.5.65.0-24", "ipv6-subnets/10.5.65.0-24", "in the wrong place"},
+		{"ipv6-subnets/10.5.85.0-24&fd12:3456:0:34::-64", "ipv6-subnets/10.5.85.0-24&fd12:3456:0:34::-64", "in the wrong place"},
+		{"subnets/subnets/10.5.65.0-24", "subnets/subnets/10.5.65.0-24", "in the wrong place"},
+		{"subnets/nonsense", "nonsense", "not a subnet"},
+		{"ipv6-subnets/nonsense", "ipv6-subnets/nonsense", "in the wrong place"},
+	} {
+		key, ok := KeyAt(test.path)
+		if !ok || key != test.key || Path(key) != test.path {
+			t.Errorf("%s: got %q, %t, which is at %s", test.path, key, ok, Path(key))
+		}
+		if _, err := ParseKey(key); test.reject == "" && err != nil {
+			t.Errorf("%s: %v", key, err)
+		} else if test.reject != "" {
+			checkReject(t, err, BadKey, test.reject)
+		}
+	}
+	for _, path := range []string{"config", "", "subnets", "subnets6/fd12::-64", "ipv6-subnets"} {
+		if key, ok := KeyAt(path); ok {
+			t.Errorf("%s: got %q", path, key)
+		}
+	}
+}
+
+func TestSameHost(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		a, b Pair[netip.Addr]
+		want bool
+	}{
+		{addrs("192.0.2.1"), addrs("192.0.2.1"), true},
+		{addrs("192.0.2.1"), addrs("192.0.2.2"), false},
+		{addrs("fd00::1"), addrs("fd00::1"), true},
+		{addrs("fd00::1"), addrs("fd00::2"), false},
+		{addrs("192.0.2.1"), addrs("192.0.2.1", "fd00::1"), true},
+		{addrs("fd00::1"), addrs("192.0.2.1", "fd00::1"), true},
+		{addrs("fd00::2"), addrs("192.0.2.1", "fd00::1"), false},
+		{addrs("192.0.2.1", "fd00::1"), addrs("192.0.2.1", "fd00::2"), true},
+		{addrs("192.0.2.1", "fd00::1"), addrs("192.0.2.2", "fd00::1"), false},
+		{addrs("192.0.2.1"), addrs("fd00::1"), false},
+		{addrs("192.0.2.1"), addrs(), false},
+		{addrs(), addrs(), false},
+	} {
+		if ab, ba := SameHost(test.a, test.b), SameHost(test.b, test.a); ab != test.want || ba != test.want {
+			t.Errorf("%v and %v: %t, and the other way round %t", test.a, test.b, ab, ba)
+		}
+	}
+}
+
 // Two spellings of a key would be two keys for one subnet.
 func TestParseKeyRejects(t *testing.T) {
 	t.Parallel()
@@ -205,7 +268,7 @@ func TestParseKeyRejects(t *testing.T) {
 		"10.5.65.1-24", "10.5.65.0-23", "fd12:3456:0:34::1-64", "10.5.85.0-24&fd12:3456:0:34::1-64",
 		"fd12:3456:0:34::-129", "FD12:3456:0:34::-64", "fd12:3456:0:34:0::-64", "fd12:3456:0:34:0:0:0:0-64", "fd12:3456:0:0034::-64", "fe80::%eth0-64",
 		"fd12:3456:0:34::-64&10.5.85.0-24", "10.5.85.0-24&10.5.86.0-24", "fd12::-64&fd13::-64", "10.5.85.0-24&fd12::-64&fd13::-64",
-		"10.5.85.0-24,fd12:3456:0:34::-64", "::ffff:10.5.65.0-120", "10.5.65.0-24&::ffff:10.5.65.0-120", "::10.5.65.0-120",
+		"ipv6-subnets/fd12:3456:0:34::-64", "subnets/fd12:3456:0:34::-64", "10.5.85.0-24,fd12:3456:0:34::-64", "::ffff:10.5.65.0-120", "10.5.65.0-24&::ffff:10.5.65.0-120", "::10.5.65.0-120",
 	} {
 		t.Run(key, func(t *testing.T) {
 			_, err := ParseKey(key)
@@ -298,7 +361,7 @@ func FuzzParseKey(f *testing.F) {
 	for _, l := range flannelLeases {
 		f.Add(l.key)
 	}
-	for _, key := range []string{"", "10.5.65.0--1", "10.5.65.1-24", "::-0", "::ffff:10.5.0.0-112", "fe80::%eth0-64", "fd12::-64&10.5.0.0-24", "10.5.65.0-024"} {
+	for _, key := range []string{"subnets/fd12::-64", "ipv6-subnets/10.5.65.0-24", "fd12:3456:0:34::-126", "10.5.65.4-30&fd12:3456::4-126", "", "10.5.65.0--1", "10.5.65.1-24", "::-0", "::ffff:10.5.0.0-112", "fe80::%eth0-64", "fd12::-64&10.5.0.0-24", "10.5.65.0-024"} {
 		f.Add(key)
 	}
 	f.Fuzz(func(t *testing.T, key string) {
@@ -313,6 +376,12 @@ func FuzzParseKey(f *testing.F) {
 		if subnets == (Pair[netip.Prefix]{}) {
 			t.Error("no subnet")
 		}
+		if there, ok := KeyAt(Path(key)); !ok || there != key {
+			t.Errorf("at %s there is %q", Path(key), there)
+		}
+		if isFlannels := strings.HasPrefix(Path(key), "subnets"); isFlannels != subnets.V4.IsValid() {
+			t.Errorf("stored at %s", Path(key))
+		}
 		for family, p := range subnets.All() {
 			if !p.IsValid() || p != p.Masked() || FamilyOf(p.Addr()) != family || p.Bits() == 0 {
 				t.Errorf("%s subnet %s", family, p)
@@ -321,11 +390,34 @@ func FuzzParseKey(f *testing.F) {
 	})
 }
 
+// Whatever is stored below the prefix has one name, and that leads back to it.
+func FuzzKeyAt(f *testing.F) {
+	for _, path := range []string{"config", "subnets/10.5.65.0-24", "subnets/10.5.65.0-24&fd12::-64", "ipv6-subnets/fd12::-64", "subnets/fd12::-64", "ipv6-subnets/10.5.65.0-24",
+		"ipv6-subnets/10.5.65.0-24&fd12::-64", "subnets/subnets/fd12::-64", "subnets/ipv6-subnets/fd12::-64", "ipv6-subnets/ipv6-subnets/x:", "subnets/", "subnets", "ipv6-subnets/", "subnets6/fd12::-64"} {
+		f.Add(path)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		key, ok := KeyAt(path)
+		if below := strings.HasPrefix(path, "subnets/") || strings.HasPrefix(path, "ipv6-subnets/"); ok != below {
+			t.Fatalf("a lease: %t", ok)
+		}
+		if ok && Path(key) != path {
+			t.Errorf("%q is at %q", key, Path(key))
+		}
+		if subnets, err := ParseKey(key); ok && err == nil && Path(FormatKey(subnets)) != path {
+			t.Errorf("%v is at %q", subnets, Path(FormatKey(subnets)))
+		}
+	})
+}
+
 func FuzzParseLease(f *testing.F) {
 	for _, l := range flannelLeases {
 		f.Add(l.key, []byte(l.value))
 	}
+	f.Add("fd12::-64", []byte(`{"PublicIP":"192.0.2.1","PublicIPv6":"fd00::1","BackendType":"a","BackendData":}`))
 	f.Add("10.5.65.0-24", []byte(`{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"a","BackendData":1},"BackendType":"b","BackendData":2}`))
+	f.Add("fd12:3456:0:34::-64", []byte(`{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}`))
+	f.Add("10.5.85.0-24&fd12:3456:0:34::-64", []byte(`{"PublicIP":null,"PublicIPv6":"fd00::1","BackendType":"vxlan","BackendV6Data":{"VNI":1}}`))
 	for _, value := range []string{``, `null`, `[]`, `{}`, `{"PublicIP":"fd00::1"}`, `{"PublicIPv6":"::ffff:1.2.3.4"}`, `{"PublicIP":"1.2.3.4","BackendData":"<\u2028&>"}`,
 		`{"publicip":"1.2.3.4","PublicIP":null}`, `{"PublicIP":"1.2.3.4","BackendData":null,"BackendV6Data": [ 1e5 ]}`} {
 		f.Add("10.5.65.0-24", []byte(value))
@@ -343,6 +435,9 @@ func FuzzParseLease(f *testing.F) {
 		}
 		if l.Key() != key {
 			t.Errorf("key %q", l.Key())
+		}
+		if !SameHost(l.PublicIP, l.PublicIP) {
+			t.Errorf("%v is not its own host's", l.PublicIP)
 		}
 		if slow, err := ParseLease(key, append(value[:len(value):len(value)], ' ')); len(value) < maxValue && (slow != l || err != nil) {
 			t.Errorf("got %+v, and %+v, %v by encoding/json", l, slow, err)

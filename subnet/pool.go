@@ -94,6 +94,16 @@ func (p *Pool) Has(q netip.Prefix) bool {
 	return p.of.Contains(q) && i < len(p.free) && p.free[i].first <= s.first
 }
 
+// Only is a Pool that has nothing free but the subnet q of p's.
+func (p *Pool) Only(q netip.Prefix) *Pool {
+	only := *p
+	only.free = nil
+	if s, ok := p.span(q); ok && p.Has(q) {
+		only.free = []span{s}
+	}
+	return &only
+}
+
 // Pick returns a free subnet, and false if there is none. It depends on identity and on what is free only, and spreads
 // identities evenly: hosts that choose at the same time from the same view seldom choose the same. A host that lost its
 // choice to another takes it from the Pool and picks again, which ends when nothing is left.
@@ -112,6 +122,41 @@ func (p *Pool) Pick(identity string) (netip.Prefix, bool) {
 		return p.of.subnet(s.first + i), true
 	}
 	panic("subnet: fewer are free than were counted")
+}
+
+// PickEach picks a subnet of each Pool, and returns false if one has none. Both are of one index in their ranges if one is free
+// in both: then hosts that choose the same IPv6 subnet choose the same IPv4 subnet, too, and etcd can tell all but one of them
+// that it is taken.
+func PickEach(pools Pair[*Pool], identity string) (picked Pair[netip.Prefix], ok bool) {
+	free := common(pools)
+	for f, p := range pools.All() {
+		from := *p
+		if len(free) > 0 {
+			from.free = free
+		}
+		if *picked.At(f), ok = from.Pick(identity); !ok {
+			return Pair[netip.Prefix]{}, false
+		}
+	}
+	return picked, ok
+}
+
+// common are the indexes that are free in all of pools.
+func common(pools Pair[*Pool]) (free []span) {
+	if pools.V4 == nil || pools.V6 == nil {
+		return nil
+	}
+	for a, b := pools.V4.free, pools.V6.free; len(a) > 0 && len(b) > 0; {
+		if s := (span{max(a[0].first, b[0].first), min(a[0].last, b[0].last)}); s.first <= s.last {
+			free = append(free, s)
+		}
+		if a[0].last < b[0].last {
+			a = a[1:]
+		} else {
+			b = b[1:]
+		}
+	}
+	return free
 }
 
 // Take takes what overlaps q, as far as it is free.

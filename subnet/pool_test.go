@@ -266,6 +266,70 @@ func TestPickDependsOnWhatIsTakenOnly(t *testing.T) {
 	}
 }
 
+// Hosts of a dual-stack network choose from views of different age, and etcd lets only one of them have an IPv4 subnet, whatever IPv6
+// subnet goes with it. As long as an index is free in both ranges, none of those who won overlap, in either family.
+func TestPickEach(t *testing.T) {
+	t.Parallel()
+	r := seeded(t)
+	for range 100 {
+		ranges := Pair[Range]{V4: rangeOf(t, "10.5.0.0/16", 18+r.IntN(6)), V6: rangeOf(t, "fd12::/48", 50+r.IntN(6))}
+		var won []Pair[netip.Prefix]
+		for host := range min(ranges.V4.Len(), ranges.V6.Len()) {
+			stale := won[:len(won)-r.IntN(min(len(won), 10)+1)]
+			for pools := poolsWithout(ranges, stale); ; pools = poolsWithout(ranges, won) { // who loses learns what is taken
+				p, ok := PickEach(pools, fmt.Sprint("host ", host))
+				if !ok || !ranges.V4.Contains(p.V4) || !ranges.V6.Contains(p.V6) {
+					t.Fatalf("%s and %s, taken %v: picked %v, %t", show(ranges.V4), show(ranges.V6), won, p, ok)
+				}
+				if slices.ContainsFunc(won, func(q Pair[netip.Prefix]) bool { return q.V4 == p.V4 }) {
+					continue
+				}
+				if slices.ContainsFunc(won, func(q Pair[netip.Prefix]) bool { return q.V6 == p.V6 }) {
+					t.Fatalf("%s and %s, taken %v: picked %v", show(ranges.V4), show(ranges.V6), won, p)
+				}
+				won = append(won, p)
+				break
+			}
+		}
+		if p, ok := PickEach(poolsWithout(ranges, won), "one more"); ok {
+			t.Fatalf("%s and %s, all taken: picked %v", show(ranges.V4), show(ranges.V6), p)
+		}
+	}
+}
+
+func poolsWithout(ranges Pair[Range], won []Pair[netip.Prefix]) (pools Pair[*Pool]) {
+	for f, r := range ranges.All() {
+		var taken []netip.Prefix
+		for _, p := range won {
+			taken = append(taken, p.Of(f))
+		}
+		*pools.At(f) = r.Pool(taken)
+	}
+	return pools
+}
+
+// Where what is free has no index in common, each family's is picked by itself; a Pool of one alone is of that one.
+func TestPickEachApart(t *testing.T) {
+	t.Parallel()
+	ranges := Pair[Range]{V4: rangeOf(t, "10.5.0.0/22", 24), V6: rangeOf(t, "fd12::/62", 64)} // three of each
+	pools := Pair[*Pool]{ranges.V4.Pool(nil), ranges.V6.Pool(nil)}
+	kept := netip.MustParsePrefix("10.5.3.0/24")
+	pools.V4 = pools.V4.Only(kept)
+	if p, ok := PickEach(pools, "host"); !ok || p != subnets("10.5.3.0/24", "fd12:0:0:3::/64") {
+		t.Errorf("picked %v, %t", p, ok)
+	}
+	pools.V6.Take(netip.MustParsePrefix("fd12:0:0:3::/64"))
+	if p, ok := PickEach(pools, "host"); !ok || p.V4 != kept || !ranges.V6.Contains(p.V6) {
+		t.Errorf("picked %v, %t", p, ok)
+	}
+	if none := pools.V4.Only(netip.MustParsePrefix("10.5.1.0/24")); none.Len() != 0 || pools.V4.Only(netip.Prefix{}).Len() != 0 {
+		t.Errorf("%d are free", none.Len())
+	}
+	if p, ok := PickEach(Pair[*Pool]{V6: pools.V6}, "host"); !ok || p.V4.IsValid() || !p.V6.IsValid() {
+		t.Errorf("picked %v, %t", p, ok)
+	}
+}
+
 func TestPickSpreads(t *testing.T) {
 	t.Parallel()
 	in := parseConfig(t, `{"Network":"10.5.0.0/16","SubnetMin":"10.5.0.0"}`).Range.V4

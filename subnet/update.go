@@ -47,6 +47,7 @@ type Own struct {
 	Renewed  time.Time     // when etcd last confirmed it
 	TTL      time.Duration // from then; 0 if reserved
 	Err      error         // why none is held, or why a held one could not be renewed
+	Yielded  string        // why the lease is not the same as before: an older one had some of it; "" if none had
 	Rival    string        // which other host claims the same; "" for none
 }
 

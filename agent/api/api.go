@@ -64,11 +64,18 @@ type Network struct {
 	Device  string         `json:"device,omitempty"` // that encapsulates, as in tulle.1; absent where nothing is encapsulated
 	Kind    string         `json:"kind,omitempty"`   // Device's: vxlan, ipip, wireguard, or tun where the agent stands behind it
 	VNI     uint32         `json:"vni,omitempty"`
-	Port    uint16         `json:"port,omitempty"` // UDP, of the encapsulation; absent with ipip
-	MTU     int            `json:"mtu,omitempty"`  // inside, bytes
+	Port    uint16         `json:"port,omitempty"`    // UDP, of the encapsulation; absent with ipip
+	MTU     int            `json:"mtu,omitempty"`     // inside, bytes
+	Devices []Device       `json:"devices,omitempty"` // Device and the others, where there is one for each family of the underlay
 
 	PublicKey string `json:"public_key,omitempty"` // WireGuard's, base64
 	Userspace bool   `json:"userspace,omitempty"`  // WireGuard is not the kernel's, but the agent's
+}
+
+// Device is one of several that encapsulate.
+type Device struct {
+	Name string `json:"name"`
+	Port uint16 `json:"port,omitempty"` // UDP
 }
 
 // Underlay is the network that carries the overlay's packets.
@@ -126,11 +133,21 @@ type Peer struct {
 	Subnets   []netip.Prefix `json:"subnets,omitempty"` // none if the key says none
 	PublicIPs []netip.Addr   `json:"public_ips,omitempty"`
 	State     State          `json:"state"`
-	Why       string         `json:"why,omitempty"` // it is left out, or unreachable, or why nobody can know
-	Overlay   *Probe         `json:"overlay,omitempty"`
+	Why       string         `json:"why,omitempty"`     // it is left out, or unreachable, or why nobody can know
+	Overlay   *Probe         `json:"overlay,omitempty"` // of two families, by that which is worse off, as is Underlay
 	Underlay  *Probe         `json:"underlay,omitempty"`
+	Families  []Family       `json:"families,omitempty"`  // how it is by each of two families inside; absent where there is one
 	Handshake *time.Time     `json:"handshake,omitempty"` // WireGuard's last; year 1 if there never was one, absent if that is not known
 	Changed   *time.Time     `json:"changed,omitempty"`   // when its lease last did; absent if not since the agent started, or a thousand others have since
+}
+
+// Family is how a peer is by one of its families inside.
+type Family struct {
+	Family   string     `json:"family"` // IPv4 or IPv6
+	To       netip.Addr `json:"to"`     // on the underlay, whose family may be another
+	State    State      `json:"state"`
+	Overlay  *Probe     `json:"overlay,omitempty"`
+	Underlay *Probe     `json:"underlay,omitempty"`
 }
 
 // SessionEnds is how old WireGuard's last handshake with a peer can be while packets get through (REJECT_AFTER_TIME, WireGuard's paper, 6.1).

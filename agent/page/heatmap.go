@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/tulle-net/tulle/agent/api"
 )
@@ -65,8 +64,7 @@ func newHeatmap(m api.Mesh) heatmap {
 		h.Scale = append(h.Scale, step{fmt.Sprintf("q%d", i+1), fmt.Sprint(edge)})
 	}
 	for i, host := range hosts {
-		first, _, _ := strings.Cut(host.Key, "&")
-		label := short(subnet(first), maxLabel)
+		label := short(first(host.Key), maxLabel)
 		h.Margin = max(h.Margin, 12+7*len([]rune(label)))
 		h.Hosts = append(h.Hosts, axis{Label: label, Name: name(host), Self: host.Self, X: i*h.Cell.W + h.Cell.W/2, Y: i*h.Cell.H + h.Cell.H/2})
 	}

@@ -451,3 +451,26 @@ func TestWriteError(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// A host with both families is called by its first subnet where there is little room; its row has both, and both devices are named.
+func TestBothFamilies(t *testing.T) {
+	d := network(3)
+	p := &d.Peers[0]
+	p.Key += "&fd12:3456:0:2::-64"
+	p.Subnets, p.PublicIPs = append(p.Subnets, netip.MustParsePrefix("fd12:3456:0:2::/64")), append(p.PublicIPs, netip.MustParseAddr("2001:db8::2"))
+	p.State, p.Why = api.Unreachable, "IPv4 gets through, IPv6 does not: is UDP port 8472 blocked?"
+	d.Status.Network.Devices = []api.Device{{Name: "tulle.1", Port: 8472}, {Name: "tulle-v6.1", Port: 8472}}
+	v4 := p.Subnets[0].String()
+	if got := newTopology(d.Peers).Named[0]; got.Name != v4 || !strings.HasPrefix(got.Title, v4+", fd12:3456:0:2::/64: unreachable: IPv4 gets through") {
+		t.Errorf("%+v", got)
+	}
+	var page bytes.Buffer
+	if err := Write(&page, d); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`<th scope="row">` + v4 + `, fd12:3456:0:2::/64</th>`, `, 2001:db8::2</td>`, `<b>tulle.1</b>, <b>tulle-v6.1</b>, vxlan`} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("no %s", want)
+		}
+	}
+}

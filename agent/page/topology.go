@@ -58,7 +58,7 @@ func (t *topology) bus(peers []api.Peer) {
 }
 
 func named(p api.Peer) node {
-	n := node{State: state(p.State), Name: short(subnet(p.Key), 20), Address: short(list(p.PublicIPs), 22)}
+	n := node{State: state(p.State), Name: short(first(p.Key), 20), Address: short(list(p.PublicIPs), 22)}
 	if n.State == api.Reachable && p.Overlay != nil {
 		n.RTT = milliseconds(p.Overlay.RTT) + " ms"
 	}

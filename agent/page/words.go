@@ -117,5 +117,13 @@ func list[T any](items []T) string {
 	return b.String()
 }
 
-// subnet writes a lease's key as a subnet, as in 10.5.1.0/24.
-func subnet(key string) string { return short(strings.ReplaceAll(key, "-", "/"), 100) }
+// subnet writes a lease's key as its subnets, as in 10.5.1.0/24, fd12::/64.
+func subnet(key string) string {
+	return short(strings.NewReplacer("-", "/", "&", ", ").Replace(key), 100)
+}
+
+// first is the subnet that a host is called by where there is little room: the first.
+func first(key string) string {
+	key, _, _ = strings.Cut(key, "&")
+	return subnet(key)
+}

@@ -48,9 +48,9 @@ func benchmarkTick(b *testing.B, peers int, tick time.Duration) {
 		at := func(host, n int) Target {
 			return Target{netip.AddrFrom4([4]byte{10, byte(host), byte(n >> 8), byte(n)}), netip.AddrFrom4([4]byte{198, byte(host), byte(n >> 8), byte(n)})}
 		}
-		targets := map[string]Target{}
+		targets := map[string][]Target{}
 		for n := range peers {
-			targets[fmt.Sprint(n)] = at(2-i, n)
+			targets[fmt.Sprint(n)] = []Target{at(2-i, n)}
 		}
 		p.SetSelf("self", at(i+1, 0))
 		p.Reset(maps.All(targets))

@@ -13,7 +13,8 @@ const (
 )
 
 // Mesh is how long packets take over the overlay between hosts, there and back, as they tell each other: between 64 hosts at
-// most, those with the lowest overlay addresses, so that all hosts know of the same ones, and this host.
+// most, those with the lowest overlay addresses, so that all hosts know of the same ones, and this host. They are of one family, that
+// of this host's first.
 type Mesh struct {
 	Keys []string          // by overlay address
 	RTT  [][]time.Duration // from host to host, by their places in Keys; 0 if not known, negative if there was no answer
@@ -36,8 +37,14 @@ type cell struct {
 	at   uint32 // s since the Prober was made
 }
 
-// touch notes that there is a new host, or one less.
-func (m *mesh) touch(a netip.Addr) {
+// touch notes that a host is new or gone.
+func (m *mesh) touch(host *peer) {
+	for p := range host.all() {
+		m.touchAt(p.target.Overlay)
+	}
+}
+
+func (m *mesh) touchAt(a netip.Addr) {
 	highest := len(m.hosts) - 1
 	if !m.told && m.self.IsValid() {
 		highest-- // the last is this host
@@ -50,7 +57,9 @@ func (m *mesh) choose(peers map[netip.Addr]*peer, self netip.Addr) {
 	m.stale, m.self = false, self
 	all := make([]netip.Addr, 0, len(peers)+1)
 	for a := range peers {
-		all = append(all, a)
+		if !self.IsValid() || a.BitLen() == self.BitLen() { // who has two addresses is there once
+			all = append(all, a)
+		}
 	}
 	if _, ok := peers[self]; self.IsValid() && !ok {
 		all = append(all, self)

@@ -5,8 +5,10 @@
 package probe
 
 import (
+	"iter"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -22,8 +24,9 @@ const (
 
 func (p Path) String() string { return [...]string{"overlay", "underlay"}[p] }
 
-// Target is where a host is probed: its address inside the overlay, and that on the underlay. A path whose address is missing is not
-// probed.
+// Target is where a host is probed: its address inside the overlay, and that on the underlay that packets for it are sent to. A path
+// whose address is missing is not probed. A host has a Target for each family inside, which may fail one by one: each is probed as
+// if it were a host of its own, in turn with all others, so that hosts with two cost no more than others do.
 type Target struct{ Overlay, Underlay netip.Addr }
 
 func (t Target) on(p Path) netip.Addr { return [...]netip.Addr{t.Overlay, t.Underlay}[p] }
@@ -40,8 +43,9 @@ const (
 
 func (s State) String() string { return [...]string{"unknown", "reachable", "unreachable"}[s] }
 
-// Result is what is known of a peer. A time is zero if it never came to that.
+// Result is what is known of a peer by one of its Targets. A time is zero if it never came to that.
 type Result struct {
+	Target   Target
 	State    State
 	Paths    [paths]PathResult // by Path
 	HeardUs  time.Time         // when it last got a packet of ours over the overlay, by its own word
@@ -61,9 +65,11 @@ type PathResult struct {
 // failuresUnreachable is how many probes in a row must be lost until a peer is unreachable.
 const failuresUnreachable = 3
 
-// peer is a host that is probed. Times are those since the Prober was made, 0 for never. There may be 10,000 of them.
+// peer is a host that is probed, by one of its targets. Times are those since the Prober was made, 0 for never. There may be 10,000
+// of them.
 type peer struct {
 	key      string
+	next     *peer // the host's next target, the first after the last; itself, if it has one only
 	target   Target
 	records  [paths]record
 	heardUs  time.Duration
@@ -88,6 +94,39 @@ func (r *record) add(lost uint8) {
 }
 
 func (p *peer) gone() bool { return p.index < 0 }
+
+// all are a host's targets from p on.
+func (p *peer) all() iter.Seq[*peer] {
+	return func(yield func(*peer) bool) {
+		for q, done := p, p == nil; !done; {
+			next := q.next
+			if !yield(q) {
+				return
+			}
+			q, done = next, next == p
+		}
+	}
+}
+
+// at reports whether these are a host's targets, p the first.
+func (p *peer) at(targets []Target) bool {
+	var have []Target
+	for q := range p.all() {
+		have = append(have, q.target)
+	}
+	return slices.Equal(have, targets)
+}
+
+// worst is what says most of a host's targets: one that is unreachable, else one that is not known, else the first.
+func (p *peer) worst() *peer {
+	rank, worst := [...]int{Reachable: 0, Unknown: 1, Unreachable: 2}, p
+	for q := range p.all() {
+		if rank[q.state] > rank[worst.state] {
+			worst = q
+		}
+	}
+	return worst
+}
 
 // fresh tells that it was never probed.
 func (p *peer) fresh() bool { return p.records[Overlay].sent == 0 && p.records[Underlay].sent == 0 }
@@ -120,7 +159,7 @@ func (p *peer) result(now moment) Result {
 		}
 		return now.wall.Add(t - now.at)
 	}
-	r := Result{State: State(p.state), HeardUs: at(p.heardUs), Heard: at(p.heard), Failures: int(p.failures)}
+	r := Result{Target: p.target, State: State(p.state), HeardUs: at(p.heardUs), Heard: at(p.heard), Failures: int(p.failures)}
 	for i, x := range p.records {
 		r.Paths[i] = PathResult{Trip: time.Duration(x.trip) * time.Microsecond, Sent: at(x.sent), Answered: at(x.answered)}
 		if x.count > 0 {

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -20,7 +21,7 @@ type Options struct {
 	Wait   time.Duration // how long an answer may take: 2 s if 0
 }
 
-// Prober probes peers by both paths: each every 5 s as long as there are five at most; of more, five every 5 s, each once before
+// Prober probes peers' targets by both paths: each every 5 s as long as there are five at most; of more, five every 5 s, each once before
 // any a second time. New ones are probed within a second, and those whose last probe over the overlay was lost in each second until it
 // is known what to think of them; three of both together. Where more than a hundred are new or suspect, there is no such hurry: it is
 // eight every 5 s then. What that costs does not depend on how many peers there are.
@@ -36,7 +37,7 @@ type Prober struct {
 	table   *table
 	mesh    mesh
 	selfKey string
-	self    Target
+	self    []Target
 }
 
 // New makes a Prober that knows no peers.
@@ -56,29 +57,48 @@ func (p *Prober) now() moment {
 	return moment{now.Sub(p.base), now.Round(0)}
 }
 
-// SetSelf says who this host is, and which addresses of its own the probes come from. Before that there are none; by a path whose
-// address is missing, neither.
-func (p *Prober) SetSelf(key string, self Target) {
+// SetSelf says who this host is, and which addresses of its own the probes come from: by each path, the first of the peer's family.
+// Before that there are none; to a family that this host has no address of, neither.
+func (p *Prober) SetSelf(key string, self ...Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.selfKey != key || p.self != self {
+	if p.selfKey != key || !slices.Equal(p.self, self) {
 		p.selfKey, p.self, p.mesh.stale = key, self, true
 	}
 }
 
-// Set says where a peer is. What is known of it is kept if that is no news.
-func (p *Prober) Set(key string, t Target) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.set(key, t)
+// from is where probes of to come from; not valid if there can be none.
+func (p *Prober) from(path Path, to netip.Addr) netip.Addr {
+	for _, t := range p.self {
+		if a := t.on(path); a.IsValid() && a.BitLen() == to.BitLen() {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
-func (p *Prober) set(key string, t Target) {
-	if old := p.table.peers[key]; old != nil && old.target != t {
-		p.mesh.touch(old.target.Overlay)
+// overlay is this host's address that others know it by in a Mesh.
+func (p *Prober) overlay() netip.Addr {
+	for _, t := range p.self {
+		if t.Overlay.IsValid() {
+			return t.Overlay
+		}
 	}
-	if p.table.set(key, t) {
-		p.mesh.touch(t.Overlay)
+	return netip.Addr{}
+}
+
+// Set says where a peer is: its target, or two, of either family. What is known of it is kept if that is no news.
+func (p *Prober) Set(key string, targets ...Target) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.set(key, targets...)
+}
+
+func (p *Prober) set(key string, targets ...Target) {
+	old := p.table.peers[key]
+	if p.table.set(key, targets...) {
+		p.mesh.touch(old)
+		p.mesh.touch(p.table.peers[key])
 		select {
 		case p.news <- struct{}{}:
 		default:
@@ -94,19 +114,18 @@ func (p *Prober) Drop(key string) {
 }
 
 func (p *Prober) drop(key string) {
-	if gone := p.table.drop(key); gone != nil {
-		p.mesh.touch(gone.target.Overlay)
-	}
+	p.mesh.touch(p.table.peers[key])
+	p.table.drop(key)
 }
 
 // Reset says which peers there are; others are forgotten. What is known of those that stay where they were is kept.
-func (p *Prober) Reset(targets iter.Seq2[string, Target]) {
+func (p *Prober) Reset(targets iter.Seq2[string, []Target]) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	stays := make(map[string]struct{}, len(p.table.peers))
 	for key, t := range targets {
 		stays[key] = struct{}{}
-		p.set(key, t)
+		p.set(key, t...)
 	}
 	for key := range p.table.peers {
 		if _, ok := stays[key]; !ok {
@@ -115,7 +134,7 @@ func (p *Prober) Reset(targets iter.Seq2[string, Target]) {
 	}
 }
 
-// Result is what is known of a peer, if it is one.
+// Result is what is known of a peer, if it is one: by the worst of its targets.
 func (p *Prober) Result(key string) (Result, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -123,10 +142,20 @@ func (p *Prober) Result(key string) (Result, bool) {
 	if peer == nil {
 		return Result{}, false
 	}
-	return peer.result(p.now()), true
+	return peer.worst().result(p.now()), true
 }
 
-// Count counts the peers by state.
+// Results are what is known of a peer by each of its targets.
+func (p *Prober) Results(key string) (all []Result) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for peer := range p.table.peers[key].all() {
+		all = append(all, peer.result(p.now()))
+	}
+	return all
+}
+
+// Count counts the peers by state: each by that of the worst of its targets.
 func (p *Prober) Count() (reachable, unreachable, unknown int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -147,7 +176,7 @@ func (p *Prober) Mesh() Mesh {
 		m.Keys = append(m.Keys, p.key(from))
 		row := make([]time.Duration, len(p.mesh.hosts))
 		for i, to := range p.mesh.hosts {
-			if from == p.self.Overlay {
+			if from == p.overlay() {
 				row[i] = trip(p.table.byOverlay[to].measured())
 			} else {
 				row[i] = trip(p.mesh.between(from, to, since))
@@ -159,7 +188,7 @@ func (p *Prober) Mesh() Mesh {
 }
 
 func (p *Prober) key(overlay netip.Addr) string {
-	if overlay == p.self.Overlay {
+	if overlay == p.overlay() {
 		return p.selfKey
 	}
 	return p.table.byOverlay[overlay].key
@@ -167,7 +196,7 @@ func (p *Prober) key(overlay netip.Addr) string {
 
 func (p *Prober) chooseMesh() {
 	if p.mesh.stale {
-		p.mesh.choose(p.table.byOverlay, p.self.Overlay)
+		p.mesh.choose(p.table.byOverlay, p.overlay())
 	}
 }
 
@@ -235,7 +264,7 @@ func (p *Prober) tick(sockets map[int]*socket, ticks int) (wait time.Duration, e
 	p.table.outcomes, p.table.turned = nil, nil
 	results := make([]Result, len(turned))
 	for i, peer := range turned {
-		results[i] = peer.result(now)
+		results[i] = peer.worst().result(now)
 	}
 	p.mu.Unlock()
 
@@ -254,14 +283,15 @@ func (p *Prober) tick(sockets map[int]*socket, ticks int) (wait time.Duration, e
 
 // send probes whoever is chosen. That the kernel won't send a packet is like losing it: no route, or a packet filter's refusal.
 func (p *Prober) send(sockets map[int]*socket, ticks int) error {
-	if p.self == (Target{}) {
+	if len(p.self) == 0 {
 		return nil
 	}
 	p.mesh.measure()
 	for _, peer := range p.table.choose(ticks) {
 		for path := range paths {
-			from, to := p.self.on(path), peer.target.on(path)
-			if !from.IsValid() || from.BitLen() != to.BitLen() {
+			to := peer.target.on(path)
+			from := p.from(path, to)
+			if !from.IsValid() {
 				continue
 			}
 			f := familyOf(to)
@@ -280,7 +310,7 @@ func (p *Prober) send(sockets map[int]*socket, ticks int) error {
 }
 
 func (p *Prober) message(f flight) message {
-	m := message{path: f.path, token: f.token, age: -1, sender: p.self.Overlay}
+	m := message{path: f.path, token: f.token, age: -1, sender: p.from(Overlay, f.target.Overlay)}
 	if f.heard != 0 {
 		m.age = f.sent.at - f.heard
 	}

@@ -337,6 +337,45 @@ func TestIPv6(t *testing.T) {
 	}
 }
 
+// A host that answers by one family inside and not by the other is not reachable, and which it is can be seen. The underlay's family
+// has no part in that.
+func TestFamilies(t *testing.T) {
+	members := overlay(t, "a", "b")
+	a, b := members[0], members[1]
+	for i, m := range members {
+		m.run("ip addr add fd12::%d:0:0:0:0/128 dev tulle.1 nodad", i+1)
+		m.run("ip neigh add fd12::%d:0:0:0:0 lladdr 02:00:00:00:00:%02x dev tulle.1", 2-i, 2-i)
+		m.run("ip route add fd12::%d:0:0:0:0/64 via fd12::%d:0:0:0:0 dev tulle.1 onlink", 2-i, 2-i)
+		six := Target{netip.MustParseAddr(fmt.Sprintf("fd12::%d:0:0:0:0", i+1)), m.self.Underlay}
+		m.SetSelf(m.key, m.self, six)
+		members[1-i].Set(m.key, m.self, six)
+	}
+	a.becomes(b, Reachable)
+	b.becomes(a, Reachable)
+	eventually(t, "both hear each other by IPv6", func() bool {
+		r := a.Results(b.key)
+		return len(r) == 2 && r[1].Paths[Overlay].Trip > 0 && r[1].Paths[Underlay].Trip > 0 && !r[1].Heard.IsZero() && !r[1].HeardUs.IsZero()
+	})
+	if reachable, unreachable, unknown := a.Count(); reachable != 1 || unreachable+unknown != 0 {
+		t.Errorf("counted %d, %d, %d", reachable, unreachable, unknown)
+	}
+	eventually(t, "the mesh, with each host once", func() bool {
+		m := a.Mesh()
+		return slices.Equal(m.Keys, []string{a.key, b.key}) && m.RTT[0][1] > 0 && m.RTT[1][0] > 0
+	})
+	b.run("ip6tables -A INPUT -i tulle.1 -p icmpv6 -j DROP")
+	a.becomes(b, Unreachable)
+	if r := a.Results(b.key); r[0].State != Reachable || r[1].State != Unreachable || a.result(b).Target != r[1].Target {
+		t.Errorf("%+v", r)
+	}
+	b.run("ip6tables -F INPUT")
+	a.becomes(b, Reachable)
+	eventually(t, "both turns are told", func() bool {
+		told, _ := a.told()
+		return slices.Equal(told, []string{b.key + " unreachable true", b.key + " reachable true"})
+	})
+}
+
 func TestNotPermitted(t *testing.T) {
 	err := newHost(t, "a").in(func() error {
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -353,14 +392,14 @@ func TestNotPermitted(t *testing.T) {
 
 func TestReset(t *testing.T) {
 	p := New(Options{})
-	p.Reset(maps.All(map[string]Target{name(1): target(1), name(2): target(2)}))
+	p.Reset(maps.All(map[string][]Target{name(1): {target(1)}, name(2): {target(2)}}))
 	kept := p.table.peers[name(1)]
 	moved := Target{target(7).Overlay, target(2).Underlay}
-	p.Reset(maps.All(map[string]Target{name(1): target(1), name(2): moved, name(3): target(3)}))
+	p.Reset(maps.All(map[string][]Target{name(1): {target(1)}, name(2): {moved}, name(3): {target(3)}}))
 	if p.table.peers[name(1)] != kept || p.table.peers[name(2)].target != moved || len(p.table.peers) != 3 {
 		t.Errorf("%+v", p.table.peers)
 	}
-	p.Reset(maps.All(map[string]Target{}))
+	p.Reset(maps.All(map[string][]Target{}))
 	if _, _, unknown := p.Count(); unknown != 0 || len(p.table.byOverlay) != 0 {
 		t.Errorf("%d left", unknown)
 	}

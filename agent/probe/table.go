@@ -23,7 +23,7 @@ const (
 
 // table is the peers and when they are probed. It has no clock: it is told the time.
 type table struct {
-	peers     map[string]*peer
+	peers     map[string]*peer // each host's first target
 	byOverlay map[netip.Addr]*peer
 	order     []*peer // a round, shuffled
 	next      int     // place in order
@@ -60,32 +60,54 @@ func newTable() *table {
 }
 
 // set tells where a peer is. One that moved is another.
-func (t *table) set(key string, target Target) (changed bool) {
-	if p := t.peers[key]; p != nil && p.target == target {
+func (t *table) set(key string, targets ...Target) (changed bool) {
+	if p := t.peers[key]; p.at(targets) {
 		return false
 	}
 	t.drop(key)
-	p := &peer{key: key, target: target, index: int32(len(t.order))}
-	t.peers[key] = p
-	if target.Overlay.IsValid() {
-		t.byOverlay[target.Overlay] = p
+	for _, target := range targets {
+		t.add(&peer{key: key, target: target, index: int32(len(t.order))})
 	}
-	t.order = append(t.order, p)
-	t.newcomers = append(t.newcomers, p)
-	t.count[Unknown]++
 	return true
 }
 
-func (t *table) drop(key string) (dropped *peer) {
+// add adds one of a peer's targets, after those that there are.
+func (t *table) add(p *peer) {
+	p.next = p
+	if first := t.peers[p.key]; first == nil {
+		t.peers[p.key] = p
+		t.count[Unknown]++
+	} else { // there are two at most
+		p.next, first.next = first, p
+	}
+	if p.target.Overlay.IsValid() {
+		t.byOverlay[p.target.Overlay] = p
+	}
+	t.order = append(t.order, p)
+	t.newcomers = append(t.newcomers, p)
+}
+
+func (t *table) drop(key string) {
 	p := t.peers[key]
 	if p == nil {
-		return nil
+		return
 	}
 	delete(t.peers, key)
+	t.count[p.worst().state]--
+	for q := range p.all() {
+		t.remove(q)
+	}
+	if t.left++; t.left > len(t.peers)/8+spare { // a map keeps the room of the most it ever held
+		t.peers, t.byOverlay = maps.Collect(maps.All(t.peers)), maps.Collect(maps.All(t.byOverlay))
+		t.order, t.left = slices.Clone(t.order), 0
+	}
+}
+
+// remove takes one of a dropped peer's targets out.
+func (t *table) remove(p *peer) {
 	if t.byOverlay[p.target.Overlay] == p {
 		delete(t.byOverlay, p.target.Overlay)
 	}
-	t.count[p.state]--
 	hole, last := int(p.index), len(t.order)-1
 	if hole < t.next { // the round's done part gets one shorter
 		t.next--
@@ -98,11 +120,6 @@ func (t *table) drop(key string) (dropped *peer) {
 	t.order[last] = nil
 	t.order = t.order[:last]
 	p.index = -1
-	if t.left++; t.left > len(t.peers)/8+spare { // a map keeps the room of the most it ever held
-		t.peers, t.byOverlay = maps.Collect(maps.All(t.peers)), maps.Collect(maps.All(t.byOverlay))
-		t.order, t.left = slices.Clone(t.order), 0
-	}
-	return p
 }
 
 func (t *table) move(from, to int) {
@@ -235,17 +252,18 @@ func (t *table) lose(f *flight) {
 	}
 }
 
-// become changes a peer's state. That a new one can be reached is no news.
+// become changes a target's state, and so maybe that of its host. That a new one can be reached is no news.
 func (t *table) become(p *peer, s State) {
-	was := State(p.state)
-	if was == s {
+	was := State(p.worst().state)
+	p.state = uint8(s)
+	now := State(p.worst().state)
+	if was == now {
 		return
 	}
 	t.count[was]--
-	t.count[s]++
-	p.state = uint8(s)
-	if was != Unknown || s == Unreachable {
-		t.turned = append(t.turned, p)
+	t.count[now]++
+	if was != Unknown || now == Unreachable {
+		t.turned = append(t.turned, t.peers[p.key])
 	}
 }
 

@@ -17,7 +17,7 @@ type clockwork struct {
 	dead   map[string]bool
 	losses map[string]int // of the next probes of a peer, how many are lost
 	lost   map[uint16]bool
-	probed map[string][]int // in which ticks
+	probed map[string][]int // in which ticks, by the id of a target
 	tick   int
 	last   int // tick in which something was done
 	most   int // probed in one tick
@@ -63,13 +63,13 @@ func (c *clockwork) run(ticks int) {
 		chosen := c.choose(c.tick - c.last)
 		c.last = c.tick
 		for _, p := range chosen {
-			if slices.Contains(c.probed[p.key], c.tick) {
-				c.Errorf("%s is probed twice in tick %d", p.key, c.tick)
+			if slices.Contains(c.probed[id(p)], c.tick) {
+				c.Errorf("%s is probed twice in tick %d", id(p), c.tick)
 			}
-			c.probed[p.key] = append(c.probed[p.key], c.tick)
+			c.probed[id(p)] = append(c.probed[id(p)], c.tick)
 			for path := range paths {
 				seq := c.depart(flight{peer: p, path: path, sent: c.now})
-				if c.lost[seq] = c.dead[p.key] || c.losses[p.key] > 0; c.lost[seq] && path == Underlay {
+				if c.lost[seq] = c.dead[id(p)] || c.losses[p.key] > 0; c.lost[seq] && path == Underlay {
 					c.losses[p.key]--
 				}
 				if f := c.flight(seq); f == nil || f.peer != p || f.path != path {
@@ -79,7 +79,7 @@ func (c *clockwork) run(ticks int) {
 		}
 		c.most = max(c.most, len(chosen))
 		for _, p := range c.turned {
-			c.told = append(c.told, fmt.Sprint(p.key, " ", State(p.state)))
+			c.told = append(c.told, fmt.Sprint(p.key, " ", State(p.worst().state)))
 		}
 		c.turned, c.outcomes = nil, nil
 		if len(c.order) <= 1000 || c.tick%100 == 0 {
@@ -91,18 +91,30 @@ func (c *clockwork) run(ticks int) {
 func (c *clockwork) consistent() {
 	c.Helper()
 	var count [Unreachable + 1]int
-	for i, p := range c.order {
-		count[p.state]++
-		if int(p.index) != i || c.peers[p.key] != p {
-			c.Fatalf("%s is not in its place", p.key)
+	targets := 0
+	for _, first := range c.peers {
+		count[first.worst().state]++
+		for p := range first.all() {
+			targets++
+			if c.order[p.index] != p || p.key != first.key {
+				c.Fatalf("%s is not in its place", id(p))
+			}
 		}
 	}
-	if len(c.order) != len(c.peers) || count != c.count {
+	if len(c.order) != targets || count != c.count {
 		c.Fatalf("%d in order, %d peers, counted %v instead of %v", len(c.order), len(c.peers), c.count, count)
 	}
 	if most := 2 * 3 * (few + urgent); len(c.flights) > most {
 		c.Fatalf("%d flights", len(c.flights))
 	}
+}
+
+// id names a peer's target.
+func id(p *peer) string {
+	if p.target.Overlay.Is4() {
+		return p.key
+	}
+	return p.key + " by IPv6"
 }
 
 // gap is the longest time between two probes of any peer, in ticks.
@@ -113,6 +125,51 @@ func (c *clockwork) gap() (gap int) {
 		}
 	}
 	return gap
+}
+
+// target6 is target's other family, on the same underlay.
+func target6(i int) Target {
+	return Target{netip.AddrFrom16([16]byte{0xfd, 5: byte(i >> 8), 6: byte(i)}), target(i).Underlay}
+}
+
+// A host with both families is probed by each in turn, which costs no more than other hosts do; it is reachable if it is by both.
+func TestTwoTargets(t *testing.T) {
+	c := newClockwork(t, 0)
+	for i := range 10 {
+		c.set(name(i), target(i), target6(i))
+	}
+	c.run(600)
+	probes := 0
+	for _, ticks := range c.probed {
+		probes += len(ticks)
+	}
+	if len(c.probed) != 20 || c.count != [Unreachable + 1]int{Reachable: 10} || c.most > few || probes > 600/rest*few+20 {
+		t.Errorf("%d targets were probed, %v, %d at most in a tick, %d in all", len(c.probed), c.count, c.most, probes)
+	}
+	c.dead[name(3)+" by IPv6"] = true
+	c.run(50)
+	if c.count != [...]int{Reachable: 9, Unreachable: 1} || c.peers[name(3)].worst().target != target6(3) {
+		t.Errorf("%v, %+v", c.count, c.peers[name(3)].worst())
+	}
+	c.dead[name(3)] = true
+	c.run(50)
+	c.dead[name(3)+" by IPv6"] = false
+	c.run(50)
+	if c.count[Unreachable] != 1 || c.peers[name(3)].worst().target != target(3) {
+		t.Errorf("%v, %+v", c.count, c.peers[name(3)].worst())
+	}
+	c.dead[name(3)] = false
+	c.run(50)
+	if want := []string{name(3) + " unreachable", name(3) + " reachable"}; !slices.Equal(c.told, want) {
+		t.Errorf("told %q, want %q", c.told, want)
+	}
+	c.set(name(3), target(3)) // without IPv6 now
+	c.set(name(4), target6(4))
+	c.drop(name(5))
+	c.run(100)
+	if c.count != [Unreachable + 1]int{Reachable: 9} || len(c.order) != 16 {
+		t.Errorf("%v of %d targets", c.count, len(c.order))
+	}
 }
 
 func TestSchedule(t *testing.T) {

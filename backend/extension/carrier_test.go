@@ -182,6 +182,44 @@ func TestLife(t *testing.T) {
 		"add 10.5.0.0/16 10.5.4.0/24 192.0.2.4 10.5.1.0/24 192.0.2.1 10.5.4.0-24 10.5.4.0/24 192.0.2.4 - <>")
 }
 
+// TestFamilies tells of networks and hosts with other families than IPv4: each has its variables, and what there is not is empty.
+func TestFamilies(t *testing.T) {
+	both := func(n int) subnet.Lease {
+		l := peer(n, fmt.Sprint("data ", n))
+		l.Subnet.V6, l.PublicIP.V6 = netip.MustParsePrefix(fmt.Sprintf("fd12:3456:0:%d::/64", n)), netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", n))
+		return l
+	}
+	onIPv4, alone := both(3), both(4)
+	onIPv4.PublicIP.V6 = netip.Addr{}
+	alone.Subnet.V4, alone.PublicIP.V4 = netip.Prefix{}, netip.Addr{}
+	network := subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix("10.5.0.0/16"), V6: netip.MustParsePrefix("fd12:3456::/48")}
+	for name, test := range map[string]struct {
+		network subnet.Pair[netip.Prefix]
+		want    []string
+	}{
+		"both": {network, []string{
+			"post 10.5.0.0/16 fd12:3456::/48 10.5.1.0/24 fd12:3456:0:1::/64 192.0.2.1 2001:db8::1 fd12:3456:0:1::/64 2001:db8::1 / / / / / <>",
+			"add 10.5.0.0/16 fd12:3456::/48 10.5.2.0/24 fd12:3456:0:2::/64 192.0.2.2 2001:db8::2 fd12:3456:0:1::/64 2001:db8::1 10.5.2.0/24 fd12:3456:0:2::/64 192.0.2.2 2001:db8::2 10.5.2.0-24&fd12:3456:0:2::-64 <data 2>",
+			"add 10.5.0.0/16 fd12:3456::/48 10.5.3.0/24 fd12:3456:0:3::/64 192.0.2.3 / fd12:3456:0:1::/64 2001:db8::1 10.5.3.0/24 fd12:3456:0:3::/64 192.0.2.3 / 10.5.3.0-24&fd12:3456:0:3::-64 <data 3>",
+			"add 10.5.0.0/16 fd12:3456::/48 / fd12:3456:0:4::/64 / 2001:db8::4 fd12:3456:0:1::/64 2001:db8::1 / fd12:3456:0:4::/64 / 2001:db8::4 fd12:3456:0:4::-64 <data 4>"}},
+		"IPv6": {subnet.PairOf(subnet.IPv6, network.V6), []string{
+			"post / fd12:3456::/48 / fd12:3456:0:1::/64 192.0.2.1 2001:db8::1 fd12:3456:0:1::/64 2001:db8::1 / / / / / <>",
+			"add / fd12:3456::/48 / fd12:3456:0:2::/64 192.0.2.2 2001:db8::2 fd12:3456:0:1::/64 2001:db8::1 / fd12:3456:0:2::/64 192.0.2.2 2001:db8::2 10.5.2.0-24&fd12:3456:0:2::-64 <data 2>",
+			"add / fd12:3456::/48 / fd12:3456:0:3::/64 192.0.2.3 / fd12:3456:0:1::/64 2001:db8::1 / fd12:3456:0:3::/64 192.0.2.3 / 10.5.3.0-24&fd12:3456:0:3::-64 <data 3>",
+			"add / fd12:3456::/48 / fd12:3456:0:4::/64 / 2001:db8::4 fd12:3456:0:1::/64 2001:db8::1 / fd12:3456:0:4::/64 / 2001:db8::4 fd12:3456:0:4::-64 <data 4>"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			write := func(word string) string {
+				return fmt.Sprintf(`for v in "$NETWORK" "$IPV6_NETWORK" "$SUBNET" "$IPV6_SUBNET" "$PUBLIC_IP" "$IPV6_PUBLIC_IP" "$TULLE_IPV6_SUBNET" "$TULLE_IPV6_PUBLIC_IP" `+
+					`"${TULLE_PEER_SUBNET-}" "${TULLE_PEER_IPV6_SUBNET-}" "${TULLE_PEER_PUBLIC_IP-}" "${TULLE_PEER_IPV6_PUBLIC_IP-}" "${TULLE_PEER_KEY-}"; do all="$all ${v:-/}"; done; echo "%s$all <$(cat)>" >>%s/log`, word, r.dir)
+			}
+			r.apply(want(backend.Extension{PostStartup: write("post"), SubnetAdd: write("add"), Network: test.network, Self: both(1)}, both(2), onIPv4, alone))
+			r.says(test.want...)
+		})
+	}
+}
+
 // words are the first words of log lines and the subnets they are about.
 func (r *rig) words() (words []string) {
 	for _, line := range r.log() {

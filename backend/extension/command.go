@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -29,8 +30,8 @@ type call struct {
 // among them.
 var inherited = []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR"}
 
-// familyPrefix begins the names of one family's variables.
-var familyPrefix = [...]string{subnet.IPv4: "", subnet.IPv6: "IPV6_"}
+// prefixes begin the names of one family's variables. Flannel has only those without.
+var prefixes = [...]string{subnet.IPv4: "", subnet.IPv6: "IPV6_"}
 
 // own is a command that is about this host.
 func (c *Carrier) own(key, command string, by *backend.Extension) call {
@@ -40,22 +41,43 @@ func (c *Carrier) own(key, command string, by *backend.Extension) call {
 
 // about is a command that is about a peer.
 func (c *Carrier) about(key, command string, t telling) call {
-	env := append(about(t.by, t.lease), "TULLE_DATA="+c.pre.printed, "TULLE_PEER_KEY="+t.lease.Key())
-	for f, p := range t.lease.Subnet.All() {
-		env = append(env, fmt.Sprintf("TULLE_PEER_%sSUBNET=%s", familyPrefix[f], p), fmt.Sprintf("TULLE_PEER_%sPUBLIC_IP=%s", familyPrefix[f], t.lease.PublicIP.Of(f)))
-	}
 	data := text(t.lease.Data.V4)
-	return call{key: key, command: command, peer: t.lease.Key(), env: append(env, "TULLE_PEER_DATA="+data), stdin: data}
+	env := append(about(t.by, t.lease), places("TULLE_PEER_", t.by, t.lease)...)
+	env = append(env, "TULLE_DATA="+c.pre.printed, "TULLE_PEER_KEY="+t.lease.Key(), "TULLE_PEER_DATA="+data)
+	return call{key: key, command: command, peer: t.lease.Key(), env: env, stdin: data}
 }
 
 // about are the variables that every command has. Those without TULLE_ are flannel's.
-func about(by *backend.Extension, l subnet.Lease) (env []string) {
-	for f, p := range by.Network.All() {
-		env = append(env, fmt.Sprintf("%sNETWORK=%s", familyPrefix[f], p),
-			fmt.Sprintf("%sSUBNET=%s", familyPrefix[f], l.Subnet.Of(f)), fmt.Sprintf("%sPUBLIC_IP=%s", familyPrefix[f], l.PublicIP.Of(f)),
-			fmt.Sprintf("TULLE_%sSUBNET=%s", familyPrefix[f], by.Self.Subnet.Of(f)), fmt.Sprintf("TULLE_%sPUBLIC_IP=%s", familyPrefix[f], by.Self.PublicIP.Of(f)))
+func about(by *backend.Extension, l subnet.Lease) []string {
+	env := append(places("", by, l), places("TULLE_", by, by.Self)...)
+	for f, prefix := range prefixes {
+		env = append(env, fmt.Sprintf("%sNETWORK=%s", prefix, known(by.Network.Of(subnet.Family(f)))))
 	}
 	return env
+}
+
+// places are a lease's subnets and addresses: the former as far as they are the network's, whose others nobody has looked at.
+func places(begin string, by *backend.Extension, l subnet.Lease) (env []string) {
+	for f, prefix := range prefixes {
+		f := subnet.Family(f)
+		own := netip.Prefix{}
+		if by.Network.Of(f).IsValid() {
+			own = l.Subnet.Of(f)
+		}
+		env = append(env, fmt.Sprintf("%s%sSUBNET=%s", begin, prefix, known(own)), fmt.Sprintf("%s%sPUBLIC_IP=%s", begin, prefix, known(l.PublicIP.Of(f))))
+	}
+	return env
+}
+
+// known writes an address or a prefix; "" for none.
+func known(a interface {
+	IsValid() bool
+	String() string
+}) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 // text is what a JSON string says; "" for none. The planner has refused what is none.

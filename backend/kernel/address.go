@@ -3,12 +3,14 @@ package kernel
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // ifaProto is IFA_PROTO (linux/if_addr.h): who set an address. Linux ≥ 5.18; before that addresses carry no mark, and an
@@ -30,6 +32,7 @@ type ifAddr struct {
 	scope    uint8
 	flags    uint32 // IFA_F_…
 	protocol uint8
+	created  uint32 // hundredths of a second since the host was started
 }
 
 // listAddrs lists all addresses of the namespace.
@@ -57,6 +60,8 @@ func parseAddr(entry []byte) ifAddr {
 			a.flags = number(value)
 		case ifaProto:
 			a.protocol = value[0]
+		case unix.IFA_CACHEINFO: // struct ifa_cacheinfo, linux/if_addr.h
+			a.created = number(value[min(8, len(value)):])
 		}
 	}
 	if !local.IsValid() { // IPv6 has IFA_LOCAL only on point-to-point links
@@ -67,27 +72,28 @@ func parseAddr(entry []byte) ifAddr {
 }
 
 // compareAddrs compares our addresses with want. Ours: protocol 84, and those wanted, whoever set them. One that is wanted but
-// has lost its connected route counts as missing: it doesn't do what it is wanted for.
+// has lost its connected route counts as missing, and one that IPv6 doesn't use because somebody else may have it: they don't do
+// what they are wanted for.
 func (k *Kernel) compareAddrs(want map[backend.Addr]struct{}) (backend.Delta[backend.Addr, struct{}], error) {
 	c := backend.Compare(want)
 	list, err := k.conn.listAddrs()
 	if err != nil {
 		return c.Delta, err
 	}
-	routes, err := k.conn.listRoutes(unix.RTPROT_KERNEL, unix.AF_INET) // after the addresses that they follow from
+	routes, err := k.conn.listRoutes(unix.RTPROT_KERNEL, unix.AF_INET, unix.AF_INET6) // after the addresses that they follow from
 	if err != nil {
 		return c.Delta, err
 	}
 	names, connected := k.names(), map[backend.Addr]bool{}
 	for _, r := range routes {
-		if r.scope == unix.RT_SCOPE_LINK {
+		if r.connected() {
 			connected[backend.Addr{Dev: names[r.index], Prefix: r.dst}] = true
 		}
 	}
 	for _, a := range list {
 		addr := backend.Addr{Dev: names[a.index], Prefix: a.prefix}
 		_, wanted := want[addr]
-		lacking := connects(a.prefix) && a.flags&unix.IFA_F_NOPREFIXROUTE == 0 &&
+		lacking := a.unproven() || !a.prefix.IsSingleIP() && a.flags&unix.IFA_F_NOPREFIXROUTE == 0 &&
 			!connected[backend.Addr{Dev: addr.Dev, Prefix: a.prefix.Masked()}]
 		if wanted && !lacking || !wanted && a.protocol == protocol {
 			c.See(addr, struct{}{})
@@ -96,29 +102,69 @@ func (k *Kernel) compareAddrs(want map[backend.Addr]struct{}) (backend.Delta[bac
 	return c.Delta, nil
 }
 
-// connects reports whether the kernel makes a route to an address's prefix that we look after.
-func connects(p netip.Prefix) bool { return p.Addr().Is4() && !p.IsSingleIP() }
+// unproven reports whether duplicate address detection keeps an address from being used (RFC 4862). On a bridge without ports it
+// goes on for ever.
+func (a ifAddr) unproven() bool {
+	return a.prefix.Addr().Is6() && a.flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0
+}
+
+// connected reports whether a route of the kernel's own is one to the prefix of an address.
+func (r route) connected() bool {
+	return r.scope == unix.RT_SCOPE_LINK || r.dst.Addr().Is6() && !r.gateway.IsValid()
+}
 
 // setAddr adds an address, or to one that is there the connected route that it has lost.
 func (k *Kernel) setAddr(a backend.Addr, _ struct{}) error {
-	err := k.changeAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a)
-	if !errors.Is(err, unix.EEXIST) {
+	add := func() error { return k.changeAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a) }
+	err := add()
+	switch {
+	case errors.Is(err, unix.EACCES) && a.Prefix.Addr().Is6(): // net.ipv6.conf.default.disable_ipv6 is 1 on many hosts
+		if err := setSysctl("net/ipv6/conf/"+a.Dev+"/disable_ipv6", "0"); err != nil {
+			return err
+		}
+		return add()
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("this kernel has no %s: boot it without ipv6.disable=1", subnet.FamilyOf(a.Prefix.Addr()))
+	case !errors.Is(err, unix.EEXIST):
 		return err
 	}
-	if !connects(a.Prefix) {
-		return nil
+	there, err := k.conn.findAddr(k.devices[a.Dev], a.Prefix)
+	switch {
+	case err == nil && there.unproven():
+		if err = k.deleteAddr(a, struct{}{}); err == nil {
+			err = add()
+		}
+	case err == nil && !a.Prefix.IsSingleIP():
+		err = k.setConnectedRoute(a)
 	}
-	return k.setConnectedRoute(a)
+	return err
 }
 
-// setConnectedRoute makes the route as the kernel did when the address was set (fib_add_ifaddr, net/ipv4/fib_frontend.c).
+// findAddr returns a device's address as it is now; the zero one if there is none.
+func (c conn) findAddr(index int, p netip.Prefix) (ifAddr, error) {
+	list, err := c.listAddrs()
+	for _, a := range list {
+		if a.index == index && a.prefix == p {
+			return a, err
+		}
+	}
+	return ifAddr{}, err
+}
+
+// setConnectedRoute makes the route as the kernel did when the address was set (fib_add_ifaddr, net/ipv4/fib_frontend.c;
+// addrconf_prefix_route, net/ipv6/addrconf.c, which knows neither scope nor source).
 func (k *Kernel) setConnectedRoute(a backend.Addr) error {
 	index, err := k.device(a.Dev)
 	if err != nil {
 		return err
 	}
 	dst := a.Prefix.Masked()
-	m := rtmsg(dst, 0).uint32(unix.RTA_OIF, uint32(index)).addr(unix.RTA_PREFSRC, a.Prefix.Addr())
+	m := rtmsg(dst, 0).uint32(unix.RTA_OIF, uint32(index))
+	if dst.Addr().Is4() {
+		m = m.addr(unix.RTA_PREFSRC, a.Prefix.Addr())
+	} else {
+		m = m.uint32(unix.RTA_PRIORITY, 256) // IP6_RT_PRIO_ADDRCONF, linux/ipv6_route.h
+	}
 	m[5], m[6] = unix.RTPROT_KERNEL, unix.RT_SCOPE_LINK
 	err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, m)
 	if errors.Is(err, unix.EEXIST) { // the kernel made it meanwhile
@@ -136,9 +182,27 @@ func (k *Kernel) changeAddr(kind, flags int, a backend.Addr) error {
 	if err != nil {
 		return err
 	}
-	addr := a.Prefix.Addr()
-	return k.conn.do(kind, flags, ifaddrmsg(family(addr), a.Prefix.Bits(), index).
-		addr(unix.IFA_LOCAL, addr).addr(unix.IFA_ADDRESS, addr).attr(ifaProto, []byte{protocol}))
+	return k.conn.do(kind, flags, ourAddr(index, a.Prefix))
+}
+
+// ourAddr is an address with our mark.
+func ourAddr(index int, p netip.Prefix) message {
+	a := p.Addr()
+	m := ifaddrmsg(family(a), p.Bits(), index)
+	if a.Is6() {
+		m[2] = unix.IFA_F_NODAD // nobody else has our addresses, so the kernel need not ask before it uses them
+	}
+	return m.addr(unix.IFA_LOCAL, a).addr(unix.IFA_ADDRESS, a).attr(ifaProto, []byte{protocol})
+}
+
+// refreshIPv6 has the kernel look up again all IPv6 routes that it remembers, with the source address that they were for: it does
+// when an address comes or goes (rt_genid_bump_ipv6 in __ipv6_ifa_notify, net/ipv6/addrconf.c).
+func (c conn) refreshIPv6(index int) error {
+	m := ourAddr(index, netip.MustParsePrefix("fe80::54/128"))
+	if err := c.do(unix.RTM_NEWADDR, unix.NLM_F_CREATE, m); err != nil {
+		return err
+	}
+	return c.do(unix.RTM_DELADDR, 0, m)
 }
 
 // Addresses lists a device's addresses; none if there is no such device.

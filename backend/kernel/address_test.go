@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"maps"
-	"net/netip"
 	"slices"
 	"testing"
 
@@ -74,13 +73,5 @@ func TestConnectedRouteBesideAnother(t *testing.T) {
 			}
 			s.converged(k, want)
 		})
-	}
-}
-
-func TestConnects(t *testing.T) {
-	for prefix, want := range map[string]bool{"10.5.1.1/24": true, "10.5.1.1/31": true, "10.5.1.1/32": false, "fd00::1/64": false} {
-		if connects(netip.MustParsePrefix(prefix)) != want {
-			t.Errorf("%s: %v", prefix, !want)
-		}
 	}
 }

@@ -26,7 +26,14 @@ type bell struct {
 	wrote   map[deed]bool   // see expect
 	names   map[string]bool // devices of interest, also while they don't exist
 	indexes map[int]bool
-	tunnels map[int]bool // those of them whose neighbours and FDB are ours; true if the kernel adds to it by itself
+	tunnels map[int]bool     // those of them whose neighbours and FDB are ours; true if the kernel adds to it by itself
+	addrs   map[place]ifAddr // as they were last told of, on devices of interest
+}
+
+// place is where an address is.
+type place struct {
+	index  int
+	prefix netip.Prefix
 }
 
 // Netconf messages (linux/netconf.h), which x/sys/unix doesn't name.
@@ -49,7 +56,7 @@ func newBell() (*bell, error) {
 	}
 	// A burst of changes must not overflow the socket; if it does all the same (the limit needs CAP_NET_ADMIN), that rings.
 	_ = s.SetReceiveBufferSize(8<<20, true)
-	return &bell{c: make(chan struct{}, 1), socket: s, names: map[string]bool{}, wrote: map[deed]bool{}}, nil
+	return &bell{c: make(chan struct{}, 1), socket: s, names: map[string]bool{}, wrote: map[deed]bool{}, addrs: map[place]ifAddr{}}, nil
 }
 
 func (b *bell) close() { b.socket.Close() }
@@ -155,7 +162,7 @@ func (b *bell) concerns(kind, flags uint16, data []byte) bool {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return len(data) >= unix.SizeofIfInfomsg && (b.indexes[int(number(data[4:]))] || b.names[ifName(data)])
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return len(data) >= 8 && b.indexes[int(number(data[4:]))]
+		return len(data) >= 8 && b.indexes[int(number(data[4:]))] && b.changes(kind, parseAddr(data))
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		return len(data) >= 12 && b.ours(data) && !b.expected(kind, data)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // ours; one that may have taken ours' place; the default route, which chooses the underlay; what tells who is on its segment
@@ -167,6 +174,19 @@ func (b *bell) concerns(kind, flags uint16, data []byte) bool {
 		return switchesForwarding(data)
 	}
 	return false
+}
+
+// changes reports whether an address is not as it was told of before. With each lease that is renewed, and each time that a router
+// says what it has said before, the kernel tells of it.
+func (b *bell) changes(kind uint16, a ifAddr) bool {
+	at := place{a.index, a.prefix}
+	if kind == unix.RTM_DELADDR {
+		delete(b.addrs, at)
+		return true
+	}
+	before := b.addrs[at]
+	b.addrs[at] = a
+	return a != before
 }
 
 // ours reports whether a notification of a neighbour or FDB entry may be of one of ours: not if the kernel learned it, or forgot it.

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // listen runs the doorbell until the test ends, rid of what rang before.
@@ -202,6 +204,78 @@ func TestDoorbellOfOurOwn(t *testing.T) {
 	})
 }
 
+// A lease that is renewed, or a router that says again what it has said, makes the kernel tell of an address as it was.
+func TestDoorbellOfAnAddressAsItWas(t *testing.T) {
+	s := newSandbox(t)
+	k, want := s.open(), state(t, 3)
+	s.apply(k, want)
+	s.settle(k, want)
+	for n, step := range []struct {
+		command string
+		news    bool
+	}{
+		{"ip addr add 2001:db8::7/64 dev eth0 nodad valid_lft 900 preferred_lft 900", true},
+		{"ip addr change 2001:db8::7/64 dev eth0 nodad valid_lft 1800 preferred_lft 1800", false},
+		{"ip addr change 2001:db8::7/64 dev eth0 nodad valid_lft 1800 preferred_lft 0", true},
+		{"ip addr del 2001:db8::7/64 dev eth0", true},
+		{"ip addr add 2001:db8::7/64 dev eth0 nodad valid_lft 900 preferred_lft 900", true},
+	} {
+		news, count := false, 0
+		s.eventually("a notification of the address", func() bool { // a new address is told of once more when it counts as unique
+			for _, m := range s.notifications(func() { s.run("%s", step.command); step.command = "true" }) {
+				if m.Header.Type == unix.RTM_NEWADDR || m.Header.Type == unix.RTM_DELADDR {
+					news, count = news || k.bell.news(m), count+1
+				}
+			}
+			return count > 0
+		})
+		if news != step.news {
+			t.Errorf("step %d: news: %v", n, news)
+		}
+	}
+}
+
+// A join is one peer's work whatever its families.
+func TestDoorbellOfOurOwnFamilies(t *testing.T) {
+	eachNetwork(t, 9, func(s *sandbox, p *backend.Plan) {
+		k, more := s.open(), p.State()
+		leave := map[string]subnet.Entry{}
+		for n := 3; n < 9; n++ {
+			e := peer(p.Host().Config, n)
+			leave[e.Lease.Key()] = subnet.Entry{}
+		}
+		p.Update(leave)
+		few := p.State()
+		s.apply(k, few)
+		told := map[place]bool{}
+		s.eventually("all addresses are told of", func() bool { // those of IPv6 a moment later, and not as ours
+			for _, m := range s.drain(k.bell.socket) {
+				if k.bell.news(m); m.Header.Type == unix.RTM_NEWADDR {
+					a := parseAddr(m.Data)
+					told[place{a.index, a.prefix}] = true
+				}
+			}
+			return !slices.ContainsFunc(slices.Collect(maps.Keys(few.Addrs)), func(a backend.Addr) bool { return !told[place{k.devices[a.Dev], a.Prefix}] })
+		})
+		clear(k.bell.wrote) // nobody has listened yet
+		for _, step := range [][2]backend.State{{few, more}, {more, few}, {few, more}} {
+			for _, m := range s.notifications(func() {
+				if err := k.Change(s.Context(), backend.Diff(step[0], step[1])); err != nil {
+					s.Fatal(err)
+				}
+			}) {
+				if k.bell.news(m) {
+					s.Errorf("would ring for %s, %x", describeMessage(m), m.Data)
+				}
+			}
+			if n := len(k.bell.wrote); n > 0 {
+				s.Errorf("%d notifications are still expected", n)
+			}
+		}
+		s.converged(k, more)
+	})
+}
+
 func describeMessage(m syscall.NetlinkMessage) string {
 	return strings.TrimSpace(strings.Join([]string{
 		map[uint16]string{unix.RTM_NEWLINK: "new link", unix.RTM_DELLINK: "deleted link", unix.RTM_NEWADDR: "new address",
@@ -235,7 +309,7 @@ func TestDoorbellOverflow(t *testing.T) {
 
 // Messages come from the kernel, but from kernels that are older and newer than this code.
 func TestDoorbellTakesAnything(t *testing.T) {
-	b := &bell{c: make(chan struct{}, 1)}
+	b := &bell{c: make(chan struct{}, 1), addrs: map[place]ifAddr{}}
 	b.watch(map[string]int{"tulle.1": 5}, backend.State{Links: map[string]backend.Link{"tulle.1": {Kind: backend.KindVXLAN}}})
 	for kind := range uint16(200) {
 		for n := range 40 {

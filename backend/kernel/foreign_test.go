@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -236,14 +237,17 @@ func wantError(t testing.TB, err error, words ...string) {
 // What the kernel refuses is said with what is missing, and what to do. A kernel without vxlan can't be had on demand, so this
 // is the one thing here that is not asked of a kernel.
 func TestExplain(t *testing.T) {
-	want := backend.Link{Kind: backend.KindVXLAN, VXLAN: backend.VXLAN{VNI: 1, Port: 8472}}
+	want := backend.Link{Kind: backend.KindVXLAN, VXLAN: backend.VXLAN{VNI: 1, Port: 8472, Local: netip.MustParseAddr("192.0.2.1")}}
 	for err, text := range map[error]string{
 		unix.EOPNOTSUPP: "this kernel has no vxlan: load or build the module (modprobe vxlan; CONFIG_VXLAN)",
 		unix.EPERM:      "not permitted: run as root, or with CAP_NET_ADMIN",
 		unix.EEXIST:     "device flannel.1 already has VNI 1 on port 8472: remove it (ip link del flannel.1)",
 		unix.ENOMEM:     "cannot allocate memory",
 	} {
-		have := linkTable{all: map[string]netlink.Link{"flannel.1": &netlink.Vxlan{VxlanId: 1, Port: 8472}}}
+		have := linkTable{all: map[string]netlink.Link{
+			"flannel.1":    &netlink.Vxlan{VxlanId: 1, Port: 8472, SrcAddr: net.IPv4(192, 0, 2, 1)},
+			"flannel-v6.1": &netlink.Vxlan{VxlanId: 1, Port: 8472, SrcAddr: net.ParseIP("2001:db8::1")},
+		}}
 		if got := explain(err, want, have); got.Error() != text {
 			t.Errorf("%v: %q, want %q", err, got, text)
 		}

@@ -11,9 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -31,6 +29,7 @@ type Kernel struct {
 	links   *netlink.Handle
 	bell    *bell
 	objects bool // routes go through nexthop objects
+	sysctls bool // can be set: in a container that is not privileged they can't
 
 	// As of the last look, and what was changed since:
 	devices map[string]int           // ifindex by name
@@ -69,7 +68,7 @@ func Open(options ...Option) (*Kernel, error) {
 		links.Close()
 		return nil, err
 	}
-	k := &Kernel{conn: c, links: links, bell: bell, objects: c.hasNexthops(),
+	k := &Kernel{conn: c, links: links, bell: bell, objects: c.hasNexthops(), sysctls: unix.Access("/proc/sys/net", unix.W_OK) != unix.EROFS,
 		devices: map[string]int{}, routes: map[netip.Prefix]uint32{}, ports: map[string]map[int]string{}}
 	for _, option := range options {
 		option(k)
@@ -179,6 +178,7 @@ func compareTable[K, V comparable](want map[K]V, list func(*backend.Comparison[K
 // neighbours and routes with it.
 func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
 	w := &work{ctx: ctx, conn: k.conn}
+	setSysctls(w, c.Sysctls.Set)
 	k.deleteRoutes(w, c.Routes.Del)
 	each(w, step{"set", "address"}, c.Addrs.Set, k.setAddr)
 	each(w, step{"delete", "address"}, c.Addrs.Del, k.deleteAddr)
@@ -189,7 +189,6 @@ func (k *Kernel) Change(ctx context.Context, c backend.Changes) error {
 	bulk(w, step{"delete", "neighbour"}, c.Neighbours.Del, k.changeNeighbours(unix.RTM_DELNEIGH))
 	bulk(w, step{"delete", "fdb"}, c.FDB.Del, k.changeFDB(unix.RTM_DELNEIGH))
 	bulk(w, step{"delete", "flood"}, c.Floods.Del, k.changeFloods(unix.RTM_DELNEIGH))
-	each(w, step{"set", "sysctl"}, c.Sysctls.Set, setSysctl)
 	return w.errs.join()
 }
 
@@ -354,18 +353,3 @@ func (k *Kernel) Cleanup(ctx context.Context) ([]string, error) {
 	slices.Sort(removed)
 	return removed, w.errs.join()
 }
-
-// compareSysctls reads those that are wanted. One that can't be read is to be set, which says why.
-func compareSysctls(want map[string]string) backend.Delta[string, string] {
-	c := backend.Compare(want)
-	for name := range want {
-		if value, err := os.ReadFile(sysctlPath(name)); err == nil {
-			c.See(name, strings.TrimSpace(string(value)))
-		}
-	}
-	return c.Delta
-}
-
-func setSysctl(name, value string) error { return os.WriteFile(sysctlPath(name), []byte(value), 0) }
-
-func sysctlPath(name string) string { return "/proc/sys/" + strings.ReplaceAll(name, ".", "/") }

@@ -25,6 +25,12 @@ const vxlanConfig = `{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}`
 // newPlan plans the host of a sandbox, 10.5.1.0/24, with peers 10.5.2.0/24, 10.5.3.0/24 and so on.
 func newPlan(t testing.TB, config string, peers int) *backend.Plan {
 	t.Helper()
+	return newPlanOn(t, subnet.PairOf(subnet.IPv4, netip.MustParseAddr("192.0.2.1")), config, peers)
+}
+
+// newPlanOn is newPlan for an underlay where this host has the addresses of local. The IPv6 subnets are fd00:5:0:1::/64 and so on.
+func newPlanOn(t testing.TB, local subnet.Pair[netip.Addr], config string, peers int) *backend.Plan {
+	t.Helper()
 	cfg, _, err := subnet.ParseConfig([]byte(config))
 	if err != nil {
 		t.Fatal(err)
@@ -33,13 +39,15 @@ func newPlan(t testing.TB, config string, peers int) *backend.Plan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	local := subnet.PairOf(subnet.IPv4, netip.MustParseAddr("192.0.2.1"))
+	onLink := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	if cfg.Backend.Type == "host-gw" {
+		onLink = append(onLink, netip.MustParsePrefix("172.20.0.0/16"), netip.MustParsePrefix("2001:db8::/64"))
+	}
 	host := backend.Host{
-		Config: cfg,
-		Self:   subnet.Lease{Subnet: subnet.PairOf(subnet.IPv4, netip.MustParsePrefix("10.5.1.0/24")), PublicIP: local},
-		Underlay: backend.Underlay{Device: "eth0", MTU: 1500, Local: local, Public: local,
-			OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
-		Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true},
+		Config:   cfg,
+		Self:     subnet.Lease{Subnet: subnetsOf(cfg, 1), PublicIP: local},
+		Underlay: backend.Underlay{Device: "eth0", MTU: 1500, Local: local, Public: local, OnLink: onLink},
+		Options:  backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true},
 	}
 	entries := map[string]subnet.Entry{}
 	for n := range peers {
@@ -64,11 +72,25 @@ func peer(cfg subnet.Config, n int) subnet.Entry {
 		fmt.Sscan(rest, &vni)
 	}
 	hi, lo := byte(n>>8), byte(n)
-	data := fmt.Sprintf(`{"VNI":%d,"VtepMAC":"02:00:00:00:%02x:%02x"}`, vni, hi, lo)
+	data := func(f subnet.Family) string {
+		return fmt.Sprintf(`{"VNI":%d,"VtepMAC":"02:00:00:%02x:%02x:%02x"}`, vni, 6*byte(f), hi, lo)
+	}
 	return subnet.Entry{Created: int64(n), Lease: subnet.Lease{
-		Subnet:   subnet.PairOf(subnet.IPv4, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5 + hi, lo, 0}), 24)),
-		PublicIP: subnet.PairOf(subnet.IPv4, netip.AddrFrom4([4]byte{172, 20, hi, lo})),
-		Backend:  cmp.Or(cfg.Backend.Type, "vxlan"), Data: subnet.PairOf(subnet.IPv4, data)}}
+		Subnet: subnetsOf(cfg, n),
+		PublicIP: subnet.Pair[netip.Addr]{V4: netip.AddrFrom4([4]byte{172, 20, hi, lo}),
+			V6: netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: hi, 15: lo})},
+		Backend: cmp.Or(cfg.Backend.Type, "vxlan"), Data: subnet.Pair[string]{V4: data(subnet.IPv4), V6: data(subnet.IPv6)}}}
+}
+
+// subnetsOf are the n-th host's, of the network's families.
+func subnetsOf(cfg subnet.Config, n int) (own subnet.Pair[netip.Prefix]) {
+	hi, lo := byte(n>>8), byte(n)
+	all := subnet.Pair[netip.Prefix]{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5 + hi, lo, 0}), 24),
+		V6: netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0, 0, 5, 6: hi, 7: lo}), 64)}
+	for f := range cfg.Range.All() {
+		*own.At(f) = all.Of(f)
+	}
+	return own
 }
 
 func state(t testing.TB, peers int) backend.State { return newPlan(t, vxlanConfig, peers).State() }

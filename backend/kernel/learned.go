@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -23,11 +24,11 @@ func OpenLearned() (*Learned, error) {
 // Close gives the socket back. What was learned stays.
 func (l *Learned) Close() { l.conn.close() }
 
-// Neighbours calls f with a device's IPv4 neighbours that can be used now, but those that an operator made permanent.
+// Neighbours calls f with a device's neighbours of both families that can be used now, but those that an operator made permanent.
 func (l *Learned) Neighbours(device int, f func(netip.Addr, backend.MAC)) error {
 	const valid = unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE
 	err := again(func() error {
-		return l.conn.listNeighbours(unix.AF_INET, device, func(n neighbour) {
+		return l.conn.listBoth(device, func(n neighbour) {
 			if n.state&valid != 0 {
 				f(n.dst, n.mac)
 			}
@@ -39,16 +40,21 @@ func (l *Learned) Neighbours(device int, f func(netip.Addr, backend.MAC)) error 
 	return nil
 }
 
+// listBoth dumps a device's neighbours of both families; without a device, 0, all.
+func (c conn) listBoth(device int, f func(neighbour)) error {
+	return errors.Join(c.listNeighbours(unix.AF_INET, device, f), c.listNeighbours(unix.AF_INET6, device, f))
+}
+
 // SetNeighbour makes a neighbour known to a device. The kernel uses it, and finds out itself whether it is still right when the
 // host sends there, but never forgets it by itself (NTF_EXT_LEARNED). Ours: protocol 84.
 func (l *Learned) SetNeighbour(device int, ip netip.Addr, mac backend.MAC) error {
-	m := ndmsg(unix.AF_INET, device, unix.NUD_STALE, unix.NTF_EXT_LEARNED).addr(unix.NDA_DST, ip).attr(unix.NDA_LLADDR, mac[:])
+	m := ndmsg(family(ip), device, unix.NUD_STALE, unix.NTF_EXT_LEARNED).addr(unix.NDA_DST, ip).attr(unix.NDA_LLADDR, mac[:])
 	return l.conn.do(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m.attr(ndaProtocol, []byte{protocol}))
 }
 
 // DeleteNeighbour makes a device forget a neighbour, whoever made it known.
 func (l *Learned) DeleteNeighbour(device int, ip netip.Addr) error {
-	return gone(l.conn.do(unix.RTM_DELNEIGH, 0, ndmsg(unix.AF_INET, device, 0, 0).addr(unix.NDA_DST, ip)))
+	return gone(l.conn.do(unix.RTM_DELNEIGH, 0, ndmsg(family(ip), device, 0, 0).addr(unix.NDA_DST, ip)))
 }
 
 // Sweep deletes all neighbours that SetNeighbour made, in this life or another.
@@ -61,9 +67,9 @@ func (c conn) sweepLearned() (n int, err error) {
 	var ours []request
 	err = again(func() error {
 		ours = nil
-		return c.listNeighbours(unix.AF_INET, 0, func(n neighbour) {
+		return c.listBoth(0, func(n neighbour) {
 			if n.protocol == protocol && n.flags&unix.NTF_EXT_LEARNED != 0 {
-				ours = append(ours, request{kind: unix.RTM_DELNEIGH, message: ndmsg(unix.AF_INET, n.index, 0, 0).addr(unix.NDA_DST, n.dst), done: gone})
+				ours = append(ours, request{kind: unix.RTM_DELNEIGH, message: ndmsg(n.family, n.index, 0, 0).addr(unix.NDA_DST, n.dst), done: gone})
 			}
 		})
 	})

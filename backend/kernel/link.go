@@ -52,15 +52,25 @@ func (k *Kernel) observeLinks() (linkTable, error) {
 	return t, nil
 }
 
-// observeLink reads a link as far as a State says what it is to be. What a bridge does with its port isn't in the library's listing.
+// observeLink reads a link as far as a State says what it is to be. What a bridge does with its port isn't in the library's
+// listing, nor what IPv6 does with a link.
 func (k *Kernel) observeLink(l netlink.Link, names map[int]string) (backend.Link, error) {
 	link := toLink(l, names)
-	if link.Master == "" {
-		return link, nil
-	}
-	var err error
-	link.Suppress, err = k.conn.suppresses(l.Attrs().Index)
+	err := k.conn.link(l.Attrs().Index, func(entry []byte) {
+		suppress := nested(entry, unix.SizeofIfInfomsg, unix.IFLA_LINKINFO, nl.IFLA_INFO_SLAVE_DATA, unix.IFLA_BRPORT_NEIGH_SUPPRESS)
+		link.Suppress = link.Master != "" && len(suppress) > 0 && suppress[0] != 0
+		link.Autoconf = k.sysctls && parseInet6(entry).autoconf()
+	})
 	return link, err
+}
+
+// link hands a link to f, unless it went away just now.
+func (c conn) link(index int, f func(entry []byte)) error {
+	err := again(func() error { return c.ask(request{kind: unix.RTM_GETLINK, message: ifinfomsg(index)}, f) })
+	if gone(err) == nil {
+		return nil
+	}
+	return fmt.Errorf("look at link %d: %w", index, err)
 }
 
 // attached returns the interfaces that tulle attach made: ifalias "tulle attach …", or none yet and a name of theirs.
@@ -243,9 +253,9 @@ func (k *Kernel) setLink(name string, want backend.Link, have linkTable) error {
 	case !exists:
 		return k.makeLink(name, want, have)
 	case now.Kind == want.Kind && now.VXLAN == want.VXLAN && now.IPIP == want.IPIP:
-		return k.mendLink(link, now, want)
+		return k.mendLink(name, link, now, want)
 	case movable(now, want) && k.moveLink(link, want, have) == nil:
-		return k.mendLink(link, now, want)
+		return k.mendLink(name, link, now, want)
 	}
 	if err := gone(k.links.LinkDel(link)); err != nil {
 		return fmt.Errorf("delete it to make it anew: %w", err)
@@ -266,9 +276,6 @@ func (k *Kernel) makeLink(name string, want backend.Link, have linkTable) error 
 	if err != nil {
 		return err
 	}
-	// Without addresses of its own the kernel sends no router solicitations and no MLD reports into the overlay. A kernel
-	// without IPv6 has nothing to switch off.
-	_ = k.links.LinkSetIP6AddrGenMode(made, 1) // IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 	if err := k.links.LinkSetAlias(made, backend.Alias); err != nil {
 		return fmt.Errorf("set alias: %w", err)
 	}
@@ -278,7 +285,7 @@ func (k *Kernel) makeLink(name string, want backend.Link, have linkTable) error 
 	if err := k.links.LinkSetName(made, name); err != nil {
 		return fmt.Errorf("name it: %w", err)
 	}
-	return errors.Join(k.putBack(k.ports[name], made), k.plugIn(made, backend.Link{}, want), k.links.LinkSetUp(made))
+	return errors.Join(k.putBack(k.ports[name], made), k.plugIn(made, backend.Link{}, want), k.stopAutoconf(made, name), k.links.LinkSetUp(made))
 }
 
 // newLink is what to ask the kernel for.
@@ -321,7 +328,7 @@ func explain(err error, want backend.Link, have linkTable) error {
 		return fmt.Errorf("not permitted: run as root, or with CAP_NET_ADMIN")
 	case errors.Is(err, unix.EEXIST) && want.Kind == backend.KindVXLAN:
 		for name, l := range have.all {
-			if v, ok := l.(*netlink.Vxlan); ok && v.VxlanId == int(want.VXLAN.VNI) && v.Port == int(want.VXLAN.Port) {
+			if v, ok := l.(*netlink.Vxlan); ok && v.VxlanId == int(want.VXLAN.VNI) && v.Port == int(want.VXLAN.Port) && (v.SrcAddr.To4() == nil) == want.VXLAN.Local.Is6() {
 				return fmt.Errorf("device %s already has VNI %d on port %d: remove it (ip link del %s)", name, v.VxlanId, v.Port, name)
 			}
 		}
@@ -338,18 +345,26 @@ func symbol(k backend.Kind) string {
 }
 
 // mendLink changes what can be changed of a link that is there.
-func (k *Kernel) mendLink(link netlink.Link, now, want backend.Link) error {
+func (k *Kernel) mendLink(name string, link netlink.Link, now, want backend.Link) error {
 	attrs := link.Attrs()
 	var errs []error
 	if attrs.MTU != want.MTU {
 		errs = append(errs, k.links.LinkSetMTU(link, want.MTU))
 	}
 	if want.MAC != (backend.MAC{}) && !bytes.Equal(attrs.HardwareAddr, want.MAC[:]) {
+		k.announceMAC(name)
 		errs = append(errs, k.links.LinkSetHardwareAddr(link, want.MAC[:]))
 	}
-	// Below 1280 bytes the kernel throws a device's IPv6 settings away (IPV6_MIN_MTU, addrconf_notify in net/ipv6/addrconf.c).
-	_ = k.links.LinkSetIP6AddrGenMode(link, 1) // see makeLink
-	return errors.Join(append(errs, k.plugIn(link, now, want), k.links.LinkSetUp(link))...)
+	return errors.Join(append(errs, k.plugIn(link, now, want), k.stopAutoconf(link, name), k.links.LinkSetUp(link))...)
+}
+
+// announceMAC has the kernel tell the neighbours of a device when its MAC changes (arp_notify, ndisc_notify): containers remember that of
+// their gateway. One that can't be had costs them as long as they believe in the old one.
+func (k *Kernel) announceMAC(device string) {
+	if k.sysctls {
+		_ = setSysctl("net/ipv4/conf/"+device+"/arp_notify", "1")
+		_ = setSysctl("net/ipv6/conf/"+device+"/ndisc_notify", "1")
+	}
 }
 
 // movable reports whether all that keeps a device from being as wanted is what it runs over.
@@ -362,8 +377,8 @@ func movable(now, want backend.Link) bool {
 }
 
 // moveLink puts a VXLAN device on another underlay device or address. What hangs on it stays, and packets leave from the new
-// address at once: the kernel takes this for a change that outdates its cached routes (NETDEV_CHANGE in fib_netdev_event,
-// net/ipv4/fib_frontend.c). netlink.LinkModify won't do: it also sends what can't change, which the kernel refuses although
+// address at once: for IPv4 the kernel takes this for a change that outdates its cached routes (NETDEV_CHANGE in fib_netdev_event,
+// net/ipv4/fib_frontend.c), for IPv6 it must be made to. netlink.LinkModify won't do: it also sends what can't change, which the kernel refuses although
 // it is the same (vxlan_nl2conf, drivers/net/vxlan/vxlan_core.c).
 func (k *Kernel) moveLink(link netlink.Link, want backend.Link, have linkTable) error {
 	parent, ok := have.all[want.VXLAN.Parent]
@@ -376,7 +391,11 @@ func (k *Kernel) moveLink(link netlink.Link, want backend.Link, have linkTable) 
 	}
 	data := newMessage(0).addr(local, want.VXLAN.Local).uint32(nl.IFLA_VXLAN_LINK, uint32(parent.Attrs().Index))
 	info := newMessage(0).attr(nl.IFLA_INFO_KIND, []byte(want.Kind)).attr(nl.IFLA_INFO_DATA, data)
-	return k.conn.do(unix.RTM_NEWLINK, 0, ifinfomsg(link.Attrs().Index).attr(unix.IFLA_LINKINFO, info))
+	err := k.conn.do(unix.RTM_NEWLINK, 0, ifinfomsg(link.Attrs().Index).attr(unix.IFLA_LINKINFO, info))
+	if err != nil || want.VXLAN.Local.Is4() {
+		return err
+	}
+	return k.conn.refreshIPv6(link.Attrs().Index)
 }
 
 // deleteLinks deletes links of ours that aren't wanted.

@@ -200,6 +200,53 @@ func TestUnderlayChangesInPlace(t *testing.T) {
 	}
 }
 
+// So it is over IPv6: the kernel remembers no source of before.
+func TestIPv6UnderlayChangesInPlace(t *testing.T) {
+	eachMode(t, func(s *sandbox) {
+		s.setup(underlay6)
+		s.setup("ip addr add 2001:db8::77/64 dev eth0 nodad\nip neigh add 2001:db8::2 lladdr 02:aa:00:00:00:fe dev eth0 nud permanent")
+		n := networks()[5]
+		k, p := s.open(), newPlanOn(s, n.local, n.config, 10)
+		s.apply(k, p.State())
+		tunnel, wire := s.index("tulle-v6.1"), s.packetSocket("wire", unix.ETH_P_IPV6)
+		if source := s.outerSource(wire); source != n.local.V6 {
+			s.Fatalf("packets come from %s", source)
+		}
+		moved := netip.MustParseAddr("2001:db8::77")
+		want := s.moved(p, func(h *backend.Host) { h.Underlay.Local.V6 = moved })
+		if got := s.apply(k, want).Count(); !maps.Equal(got, count{"link": 1}) {
+			s.Errorf("changed %v, want the link alone", got)
+		}
+		if source := s.outerSource(wire); source != moved {
+			s.Errorf("packets come from %s", source)
+		}
+		if s.index("tulle-v6.1") != tunnel {
+			s.Error("another device")
+		}
+		s.converged(k, want)
+	})
+}
+
+// outerSource sends a packet to a peer, and returns what address of this host it comes from on an IPv6 underlay.
+func (s *sandbox) outerSource(wire int) (source netip.Addr) {
+	s.Helper()
+	conn, err := net.Dial("udp4", "10.5.2.2:9")
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("?")); err != nil {
+		s.Fatal(err)
+	}
+	frame := make([]byte, 2048)
+	s.eventually("a VXLAN packet", func() bool {
+		n, _, err := unix.Recvfrom(wire, frame, 0)
+		source, _ = netip.AddrFromSlice(frame[22:38])
+		return err == nil && n > 54 && frame[20] == unix.IPPROTO_UDP
+	})
+	return netip.AddrFrom16(source.As16())
+}
+
 // The kernel cuts the MTU of a device that moves to an underlay which carries less, and raises none.
 func TestUnderlayOfAnotherMTU(t *testing.T) {
 	s := newSandbox(t)
@@ -273,7 +320,7 @@ func (s *sandbox) talk(from, to string, wires ...string) *conversation {
 		}()
 	}
 	for _, wire := range wires {
-		fd := s.packetSocket(wire)
+		fd := s.packetSocket(wire, unix.ETH_P_IP)
 		run(func() { c.echo(fd) })
 	}
 	conn, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)),
@@ -311,11 +358,11 @@ func (c *conversation) ask(conn *net.UDPConn) {
 	}
 }
 
-// packetSocket returns a socket that sees a device's IPv4 packets, until the test ends.
-func (s *sandbox) packetSocket(device string) int {
+// packetSocket returns a socket that sees a device's packets of a protocol, ETH_P_…, until the test ends.
+func (s *sandbox) packetSocket(device string, protocol uint16) int {
 	s.Helper()
-	const ipv4 = unix.ETH_P_IP>>8 | unix.ETH_P_IP&0xff<<8 // in network order
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, ipv4)
+	protocol = protocol>>8 | protocol<<8 // in network order
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(protocol))
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -324,7 +371,7 @@ func (s *sandbox) packetSocket(device string) int {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
 		s.Fatal(err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: ipv4, Ifindex: s.index(device)}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: s.index(device)}); err != nil {
 		s.Fatal(err)
 	}
 	return fd

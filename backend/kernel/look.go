@@ -83,7 +83,11 @@ func (k *Kernel) Way(f Flow) (Way, error) {
 	}
 	m := newMessage(unix.SizeofRtMsg)
 	m[0], m[1] = family(f.Dst), uint8(f.Dst.BitLen())
-	binary.NativeEndian.PutUint32(m[8:], unix.RTM_F_LOOKUP_TABLE|unix.RTM_F_FIB_MATCH) // the route itself, not what follows from it; Linux ≥ 4.13
+	flags := uint32(unix.RTM_F_FIB_MATCH) // the route itself, not what follows from it; Linux ≥ 4.13
+	if f.Dst.Is4() {
+		flags |= unix.RTM_F_LOOKUP_TABLE // IPv6 tells of the table by itself, and refuses to be asked (inet6_rtm_valid_getroute_req, net/ipv6/route.c)
+	}
+	binary.NativeEndian.PutUint32(m[8:], flags)
 	m = m.addr(unix.RTA_DST, f.Dst)
 	if f.Src.IsValid() {
 		m[2] = uint8(f.Src.BitLen())

@@ -73,6 +73,46 @@ func TestWay(t *testing.T) {
 	})
 }
 
+// IPv6 is asked for in another way, and says more: each route has a metric.
+func TestWayIPv6(t *testing.T) {
+	s := newSandbox(t)
+	k := s.open()
+	s.run("sysctl -qw net.ipv6.conf.all.forwarding=1")
+	s.run("ip link add docker0 type bridge")
+	s.run("ip link set docker0 up")
+	s.run("ip addr add fd12::1:0:0:0:1/64 dev docker0 nodad")
+	s.run("ip addr add 2001:db8::1/64 dev eth0 nodad")
+	s.run("ip route add fd12::2:0:0:0:0/64 via 2001:db8::2 dev eth0 proto 84")
+	s.run("ip route add blackhole fd12::3:0:0:0:0/64")
+	container := Flow{Src: netip.MustParseAddr("fd12::1:0:0:0:2"), In: "docker0"}
+	s.eventually("the kernel takes packets to the new address", func() bool {
+		way, err := k.Way(Flow{Dst: netip.MustParseAddr("fd12::1:0:0:0:1")})
+		return err == nil && way.Type == "local"
+	})
+	for _, test := range []struct {
+		setup, dst string
+		flow       Flow
+		want       string
+	}{
+		{"", "fd12::2:0:0:0:7", Flow{}, "fd12:0:0:2::/64 via 2001:db8::2 dev eth0 proto 84 metric 1024"},
+		{"", "fd12::2:0:0:0:7", container, "fd12:0:0:2::/64 via 2001:db8::2 dev eth0 proto 84 metric 1024"},
+		{"", "fd12::3:0:0:0:7", container, "blackhole fd12:0:0:3::/64 dev lo proto boot metric 1024"},
+		{"", "fd12::4:0:0:0:7", container, "no route"},
+		{"", "fd12::1:0:0:0:1", Flow{}, "local fd12:0:0:1::1/128 dev docker0 proto kernel"},
+		{"ip route add default via 2001:db8::9 metric 7", "fd12::4:0:0:0:7", Flow{}, "default via 2001:db8::9 dev eth0 proto boot metric 7"},
+		{"ip route add fd12::2:0:0:0:7/128 via 2001:db8::9 table 100", "fd12::2:0:0:0:7", container, "fd12:0:0:2::/64 via 2001:db8::2 dev eth0 proto 84 metric 1024"},
+		{"ip -6 rule add from fd12::1:0:0:0:0/64 lookup 100", "fd12::2:0:0:0:7", container, "fd12:0:0:2::7/128 via 2001:db8::9 dev eth0 table 100 proto boot metric 1024"},
+	} {
+		if test.setup != "" {
+			s.run("%s", test.setup)
+		}
+		test.flow.Dst = netip.MustParseAddr(test.dst)
+		if way, err := k.Way(test.flow); err != nil || way.String() != test.want {
+			s.Errorf("after %q, %+v takes %q, %v; want %q", test.setup, test.flow, way, err, test.want)
+		}
+	}
+}
+
 // What an Apply has set is what the lookups find, and nothing once it is gone.
 func TestLookups(t *testing.T) {
 	s := newSandbox(t)

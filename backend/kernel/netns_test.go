@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -172,10 +173,10 @@ func expected(want backend.State) []string {
 		line = strings.TrimSpace(line)
 		switch kind, _, _ := strings.Cut(line, " "); kind {
 		case "link":
-			line += " up alias tulle addrgenmode none"
+			line += " up alias tulle addrgenmode none accept_ra 0"
 		case "route":
 			line += " protocol 84"
-		case "sysctl", "masquerade", "forward":
+		case "sysctl", "masquerade", "forward", "mark", "tunnel", "peer", "endpoint", "run", "added":
 			continue
 		}
 		lines = append(lines, line)
@@ -188,12 +189,14 @@ type object struct {
 	Ifname, Master, Dev, Ifalias, Address, Mac, Dst, Gateway, Lladdr, Table, Protocol, Type string
 	Flags, State                                                                            any
 	Metric, Mtu, ID, Nhid                                                                   int
+	Via                                                                                     struct{ Host string }
 	GenMode                                                                                 string `json:"inet6_addr_gen_mode"`
 	Linkinfo                                                                                struct {
 		Kind string `json:"info_kind"`
 		Data struct {
 			ID, Port      int
-			Local, Link   string
+			Local, Local6 string
+			Link          string
 			Learning, Gbp bool
 		} `json:"info_data"`
 		Port struct {
@@ -203,7 +206,16 @@ type object struct {
 	Addrs []struct {
 		Local     string
 		Prefixlen int
+		Nodad     bool // which the kernel's own link-local ones are not
 	} `json:"addr_info"`
+}
+
+// via is a route's gateway, if it has one.
+func (o object) via() string {
+	if gateway := cmp.Or(o.Gateway, o.Via.Host); gateway != "" {
+		return " via " + gateway
+	}
+	return ""
 }
 
 func (o object) flag(name string) string {
@@ -233,11 +245,11 @@ func (s *sandbox) objects() []string {
 	var lines []string
 	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	for _, o := range s.list("ip -N -j -d link show") {
-		add("link %s %s%s", o.Ifname, o.link(), o.marks())
+		add("link %s %s%s%s", o.Ifname, o.link(), o.marks(), s.listens(o.Ifname))
 	}
 	for _, o := range s.list("ip -j addr show") {
 		for _, a := range o.Addrs {
-			if !strings.HasPrefix(a.Local, "fe80:") {
+			if a.Nodad || !strings.HasPrefix(a.Local, "fe80:") {
 				add("address %s/%d dev %s", a.Local, a.Prefixlen, o.Ifname)
 			}
 		}
@@ -257,8 +269,8 @@ func (s *sandbox) objects() []string {
 	}
 	for _, o := range s.routes() {
 		if o.Protocol != fmt.Sprint(unix.RTPROT_KERNEL) {
-			line := fmt.Sprintf("route %s via %s dev %s%s protocol %s", o.Dst, o.Gateway, o.Dev, o.flag("onlink"), o.Protocol)
-			if o.Metric != 0 {
+			line := fmt.Sprintf("route %s%s dev %s%s protocol %s", o.Dst, o.via(), o.Dev, o.flag("onlink"), o.Protocol)
+			if o.Metric != 0 && !(o.Metric == 1024 && strings.Contains(o.Dst, ":")) {
 				line += fmt.Sprintf(" metric %d", o.Metric)
 			}
 			lines = append(lines, line)
@@ -279,12 +291,15 @@ func (o object) link() string {
 		if v.Learning {
 			learning = "learning"
 		}
-		text += fmt.Sprintf(" id %d local %s dev %s dstport %d %s", v.ID, v.Local, v.Link, v.Port, learning)
+		text += fmt.Sprintf(" id %d local %s dev %s dstport %d %s", v.ID, cmp.Or(v.Local, v.Local6), v.Link, v.Port, learning)
 	}
 	if o.Linkinfo.Kind == "ipip" {
 		text += fmt.Sprintf(" local %s dev %s mtu %d", o.Linkinfo.Data.Local, o.Linkinfo.Data.Link, o.Mtu)
 	} else {
-		text += fmt.Sprintf(" mtu %d address %s", o.Mtu, o.Address)
+		text += fmt.Sprintf(" mtu %d", o.Mtu)
+		if o.Address != "" {
+			text += " address " + o.Address
+		}
 	}
 	if o.Linkinfo.Data.Gbp {
 		text += " gbp"
@@ -308,6 +323,15 @@ func (o object) marks() string {
 		text += " addrgenmode none"
 	}
 	return text
+}
+
+// listens is a device's accept_ra, unless it is the default.
+func (s *sandbox) listens(device string) string {
+	now, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + device + "/accept_ra")
+	if value := strings.TrimSpace(string(now)); err == nil && value != "1" {
+		return " accept_ra " + value
+	}
+	return ""
 }
 
 // nexthopsPaired checks that each of our nexthop objects carries one of our routes, and that no route has two.

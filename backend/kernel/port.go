@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 )
@@ -76,18 +74,6 @@ func (k *Kernel) setMaster(link netlink.Link, master string) error {
 		return fmt.Errorf("make it a port of %s: %w", master, err)
 	}
 	return nil
-}
-
-// suppresses reports whether a bridge keeps from its port what ARP requests it can answer itself.
-func (c conn) suppresses(port int) (on bool, err error) {
-	err = c.ask(request{kind: unix.RTM_GETLINK, message: ifinfomsg(port)}, func(entry []byte) {
-		data := nested(entry, unix.SizeofIfInfomsg, unix.IFLA_LINKINFO, nl.IFLA_INFO_SLAVE_DATA, unix.IFLA_BRPORT_NEIGH_SUPPRESS)
-		on = len(data) > 0 && data[0] != 0
-	})
-	if gone(err) == nil { // it went away just now
-		return on, nil
-	}
-	return on, fmt.Errorf("look at port %d: %w", port, err)
 }
 
 // nested finds an attribute within attributes, as deep as kinds go. It is nil if there is none.

@@ -105,8 +105,12 @@ func (k *Kernel) compareRoutes(want map[netip.Prefix]backend.Route) (backend.Del
 			if r.nexthop != 0 {
 				h = hops[r.nexthop]
 			}
-			c.See(r.dst, backend.Route{Via: h.gateway, Dev: names[h.index], OnLink: h.flags&unix.RTNH_F_ONLINK != 0})
 			k.routes[r.dst] = r.nexthop
+			if r.several { // IPv6 makes routes of one metric to one (fib6_add_rt2node, net/ipv6/ip6_fib.c)
+				c.See(r.dst, backend.Route{})
+				return
+			}
+			c.See(r.dst, backend.Route{Via: h.gateway, Dev: names[h.index], OnLink: h.flags&unix.RTNH_F_ONLINK != 0})
 		}, unix.AF_INET, unix.AF_INET6)
 		for dst := range k.strays { // whatever else is there: it must be set, or deleted
 			c.See(dst, backend.Route{})
@@ -143,6 +147,9 @@ func (c conn) eachRoute(p uint8, f func(route), families ...uint8) error {
 			if p != unix.RTPROT_UNSPEC && entry[5] != p || p == unix.RTPROT_UNSPEC && entry[5] == protocol {
 				return
 			}
+			if entry[0] != family || number(entry[8:])&unix.RTM_F_CLONED != 0 { // IPv6 keeps path MTUs and redirects as routes
+				return
+			}
 			if r, ok := parseRoute(entry); ok && r.table == unix.RT_TABLE_MAIN {
 				f(r)
 			}
@@ -175,6 +182,7 @@ type route struct {
 	gateway         netip.Addr
 	flags           uint32 // RTNH_F_…
 	nexthop         uint32 // object's ID, 0 for none
+	several         bool   // nexthops
 }
 
 // stray reports whether a route of our protocol is one that the kernel tells from ours to the same prefix: by its metric or
@@ -211,6 +219,7 @@ func parseRoute(entry []byte) (route, bool) {
 			if len(value) >= unix.SizeofRtNexthop {
 				r.index = int(number(value[4:]))
 				first := value[:min(int(binary.NativeEndian.Uint16(value)), len(value))]
+				r.several = len(first) < len(value)
 				for kind, value := range attributes(first, unix.SizeofRtNexthop) {
 					if kind == unix.RTA_GATEWAY || kind == unix.RTA_VIA {
 						r.gateway = gateway(kind, value)
@@ -229,6 +238,18 @@ func gateway(kind uint16, value []byte) netip.Addr {
 		value = value[min(2, len(value)):]
 	}
 	return address(value)
+}
+
+// via appends the gateway of a route to dst, which may be of the other family (Linux ≥ 5.2).
+func (m message) via(dst netip.Prefix, gateway netip.Addr) message {
+	switch {
+	case !gateway.IsValid():
+		return m
+	case gateway.Is4() == dst.Addr().Is4():
+		return m.addr(unix.RTA_GATEWAY, gateway)
+	}
+	rtvia := binary.NativeEndian.AppendUint16(nil, uint16(family(gateway)))
+	return m.attr(unix.RTA_VIA, append(rtvia, gateway.AsSlice()...))
 }
 
 // setRoutes adds routes, or changes ours. A route of somebody else's to the same prefix is left alone, and is an error.
@@ -252,7 +273,7 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 		case err != nil:
 			return request{}, err
 		case ours && id != 0 && want.Via.IsValid():
-			return setNexthop(id, h, unix.NLM_F_REPLACE), nil
+			return k.insist(setNexthop(id, h, unix.NLM_F_REPLACE), h), nil
 		case !k.objects, !want.Via.IsValid():
 			through[dst] = 0
 			return request{}, nil
@@ -269,7 +290,7 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 			through[dst] = id
 			return nil
 		}
-		return r, nil
+		return k.insist(r, h), nil
 	})
 	bulk(w, step{"set", "route"}, through, func(dst netip.Prefix, id uint32) (request, error) {
 		return k.setRoute(dst, id, routes[dst])
@@ -284,14 +305,14 @@ func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request
 	}
 	m := rtmsg(dst, 0).uint32(rtaNexthopID, id)
 	if id == 0 {
-		m = rtmsg(dst, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).addr(unix.RTA_GATEWAY, h.gateway)
+		m = rtmsg(dst, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).via(dst, h.gateway)
 	}
 	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	before, ours := k.routes[dst]
 	if ours {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
-	return request{kind: unix.RTM_NEWROUTE, flags: flags, message: m, done: func(err error) error {
+	return k.insist(request{kind: unix.RTM_NEWROUTE, flags: flags, message: m, done: func(err error) error {
 		if err == nil {
 			if k.routes[dst] = id; before != 0 && id == 0 { // it went through an object, and no longer does
 				err = k.deleteNexthop(before)
@@ -300,7 +321,31 @@ func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request
 			err = errors.Join(err, k.deleteNexthop(id))
 		}
 		return err
-	}}, nil
+	}}, h), nil
+}
+
+// insist makes a request again that IPv6 refuses because another route leads to the gateway elsewhere, "onlink" or not
+// (ip6_route_check_nh_onlink, net/ipv6/route.c): the one that is to be changed, when a peer moves to another device, or somebody's
+// to a range that the overlay is part of. It looks only then, so a route that says where the gateway is need not stay.
+func (k *Kernel) insist(r request, h hop) request {
+	if !h.gateway.Is6() || h.flags&unix.RTNH_F_ONLINK == 0 {
+		return r
+	}
+	again, done := r, r.done
+	again.done = nil
+	r.done = func(err error) error {
+		if errors.Is(err, unix.EINVAL) {
+			there := rtmsg(netip.PrefixFrom(h.gateway, h.gateway.BitLen()), 0).uint32(unix.RTA_OIF, uint32(h.index))
+			if err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, there); err == nil {
+				err = errors.Join(k.conn.doAll([]request{again})[0], k.conn.do(unix.RTM_DELROUTE, 0, there))
+			}
+		}
+		if done != nil {
+			err = done(err)
+		}
+		return err
+	}
+	return r
 }
 
 // hop is where a route leads.
@@ -377,7 +422,7 @@ func (k *Kernel) addNexthop(id uint32, h hop) (uint32, error) {
 	const tries = 64
 	for range tries {
 		id = max(1, id+1)
-		err := k.conn.doAll([]request{setNexthop(id, h, unix.NLM_F_EXCL)})[0]
+		err := k.conn.doAll([]request{k.insist(setNexthop(id, h, unix.NLM_F_EXCL), h)})[0]
 		if !errors.Is(err, unix.EEXIST) {
 			return id, err
 		}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -38,7 +39,29 @@ func (k *Kernel) Underlay(c backend.Choice) (backend.Underlay, error) {
 	if err != nil {
 		return backend.Underlay{}, err
 	}
-	return describe(d, local, c.Public, routes), nil
+	u := describe(d, local, c.Public, routes)
+	u.AcceptRA, err = k.listeners(d, devices, routes)
+	return u, err
+}
+
+// listeners are the devices that take routers' word now, as far as something depends on it: of the underlay's device addresses
+// and routes of either sort, of others routes.
+func (k *Kernel) listeners(underlay device, devices []device, routes []route) (names []string, err error) {
+	for _, d := range devices {
+		advertised := func(r route) bool { return r.index == d.index && r.protocol == unix.RTPROT_RA }
+		if d.index != underlay.index && !slices.ContainsFunc(routes, advertised) {
+			continue
+		}
+		err := k.conn.link(d.index, func(entry []byte) {
+			if parseInet6(entry).listens() {
+				names = append(names, d.name)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
 }
 
 // underlayDevices lists the devices that aren't ours, with their addresses, the best first.
@@ -63,7 +86,7 @@ func (k *Kernel) underlayDevices() ([]device, error) {
 				d.addrs = append(d.addrs, a)
 			}
 		}
-		slices.SortStableFunc(d.addrs, func(a, b ifAddr) int { return a.rank() - b.rank() })
+		slices.SortStableFunc(d.addrs, ifAddr.order)
 		devices = append(devices, d)
 	}
 	slices.SortFunc(devices, func(a, b device) int { return a.index - b.index })
@@ -75,6 +98,12 @@ func (a ifAddr) usable() bool {
 	const unusable = unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 	temporary := a.prefix.Addr().Is6() && a.flags&unix.IFA_F_TEMPORARY != 0
 	return a.prefix.IsValid() && a.flags&unusable == 0 && !temporary
+}
+
+// order puts the oldest of equal addresses first, so that none that comes later, as a service's does, takes its place: the kernel
+// lists those of IPv6 the newest first.
+func (a ifAddr) order(b ifAddr) int {
+	return cmp.Or(a.rank()-b.rank(), cmp.Compare(a.created, b.created))
 }
 
 // rank orders addresses: global before link-local, permanent before dynamic.
@@ -194,6 +223,10 @@ func describe(d device, local netip.Addr, public subnet.Pair[netip.Addr], routes
 			u.OnLink = append(u.OnLink, r.dst)
 		}
 	}
+	// No peer is reached by a link-local address, and every device has the same.
+	u.OnLink = slices.DeleteFunc(u.OnLink, func(p netip.Prefix) bool {
+		return p.Addr().Is6() && (p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast())
+	})
 	slices.SortFunc(u.OnLink, netip.Prefix.Compare)
 	u.OnLink = slices.Compact(u.OnLink)
 	return u

@@ -54,8 +54,10 @@ func TestUsable(t *testing.T) {
 func TestRank(t *testing.T) {
 	dynamic := global("2001:db8::2/64")
 	dynamic.flags = 0
-	best := []ifAddr{global("2001:db8::1/64"), dynamic, linkLocal("fe80::1/64")}
-	if !slices.IsSortedFunc(best, func(a, b ifAddr) int { return a.rank() - b.rank() }) {
+	later := global("2001:db8::/128")
+	later.created = 1
+	best := []ifAddr{global("2001:db8::1/64"), later, dynamic, linkLocal("fe80::1/64")}
+	if !slices.IsSortedFunc(best, ifAddr.order) {
 		t.Error("not in order")
 	}
 }
@@ -276,6 +278,16 @@ func TestUnderlay(t *testing.T) {
 		"ip addr add 2001:db8::2/64 dev eth0 nodad", "ip addr add 2001:db8::1/64 dev eth0 nodad preferred_lft 0")
 	add("permanent before dynamic IPv6", "eth0 1500 192.0.2.1 2001:db8::1 [192.0.2.0/24 2001:db8::/64]", backend.Choice{Ifaces: []string{"eth0"}},
 		"ip addr add 2001:db8::1/64 dev eth0 nodad", "ip addr add 2001:db8::2/64 dev eth0 nodad valid_lft 9999 preferred_lft 9999")
+	const only6 = "ip addr flush dev eth0\nip addr add 2001:db8::1/64 dev eth0 nodad"
+	add("IPv6 alone, by a link-local gateway", "eth0 1500 invalid IP 2001:db8::1 [2001:db8::/64]", none, only6, "ip addr add fe80::9/64 dev eth0 nodad",
+		"ip route add default via fe80::1 dev eth0")
+	add("by its IPv6 address", "eth0 1500 192.0.2.1 fd00:9::1 [192.0.2.0/24 2001:db8::/64 fd00:9::/64]", backend.Choice{Ifaces: []string{"fd00:9::1"}},
+		"ip addr add 2001:db8::1/64 dev eth0 nodad", "ip addr add fd00:9::1/64 dev eth0 nodad")
+	add("can reach IPv6", "eth0 1500 invalid IP 2001:db8::1 [2001:db8::/64]", backend.Choice{CanReach: netip.MustParseAddr("2001:db8:9::1")}, twoDevices, only6,
+		"ip addr add fe80::9/64 dev eth0 nodad", "ip route add 2001:db8:9::/48 via fe80::1 dev eth0", "ip route add default via 198.51.100.254")
+	add("tentative IPv6", "eth0 1500 192.0.2.1 2001:db8::9 [192.0.2.0/24 2001:db8::/64 2001:db8:1::/64]", backend.Choice{Ifaces: []string{"eth0"}},
+		"sysctl -qw net.ipv6.conf.eth0.accept_dad=1 net.ipv6.conf.eth0.dad_transmits=1", "ip link set wire down", "ip addr add 2001:db8:1::1/64 dev eth0",
+		"ip addr add 2001:db8::9/64 dev eth0 nodad")
 	add("point to point", "eth0 1500 192.0.2.1 [192.0.2.1/32 192.0.2.9/32]", backend.Choice{Ifaces: []string{"eth0"}},
 		"ip addr flush dev eth0", "ip addr add 192.0.2.1 peer 192.0.2.9/32 dev eth0")
 
@@ -294,10 +306,7 @@ func TestUnderlay(t *testing.T) {
 			if u.Local.V6.IsValid() {
 				got = append(got, u.Local.V6.String())
 			}
-			onLink := slices.DeleteFunc(u.OnLink, func(p netip.Prefix) bool {
-				return p.Addr().IsLinkLocalUnicast() && p.Addr().Is6() || p.Addr().IsMulticast()
-			})
-			if text := fmt.Sprintf("%s %v", strings.Join(got, " "), onLink); text != c.want {
+			if text := fmt.Sprintf("%s %v", strings.Join(got, " "), u.OnLink); text != c.want {
 				t.Errorf("%s, want %s", text, c.want)
 			}
 			if u.Public != u.Local {

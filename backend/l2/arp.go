@@ -9,56 +9,32 @@ import (
 	"github.com/tulle-net/tulle/backend"
 )
 
-// broadcast is every host of a segment.
-var broadcast = backend.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-
+// ARP (RFC 826).
 const (
-	ethernet = 14 // bytes: two MACs and a type
-	arpSize  = 28 // bytes, for Ethernet and IPv4
-	request  = 1  // ar_op
-	reply    = 2
+	arpSize    = 28 // bytes, for Ethernet and IPv4
+	arpRequest = 1  // ar_op
+	arpReply   = 2
 )
 
-// kind is what ARP packets for Ethernet and IPv4 begin with: hardware type, protocol type, and the lengths of their addresses.
-const kind uint64 = 1<<32 | unix.ETH_P_IP<<16 | 6<<8 | 4
+// arpKind is what ARP packets for Ethernet and IPv4 begin with: hardware type, protocol type, and the lengths of their addresses.
+const arpKind uint64 = 1<<32 | unix.ETH_P_IP<<16 | 6<<8 | 4
 
-// arp is an ARP packet (RFC 826).
-type arp struct {
-	operation uint16 // request or reply
-	mac       backend.MAC
-	ip        netip.Addr // the sender's, as mac is
-	targetMAC backend.MAC
-	target    netip.Addr
-}
-
-// parse reads an Ethernet frame. What is no ARP packet of a host that has an address is not ok.
-func parse(frame []byte) (a arp, ok bool) {
-	if len(frame) < ethernet+arpSize || binary.BigEndian.Uint16(frame[12:]) != unix.ETH_P_ARP {
-		return a, false
+func parseARP(p []byte) (m message, ok bool) {
+	if len(p) < arpSize || binary.BigEndian.Uint64(p)>>16 != arpKind {
+		return m, false
 	}
-	p := frame[ethernet:]
-	if binary.BigEndian.Uint64(p)>>16 != kind {
-		return a, false
+	operation := binary.BigEndian.Uint16(p[6:])
+	m = message{asks: operation == arpRequest, mac: backend.MAC(p[8:14]), ip: netip.AddrFrom4([4]byte(p[14:18])), target: netip.AddrFrom4([4]byte(p[24:28]))}
+	return m, operation == arpRequest || operation == arpReply
+}
+
+// arp is m as an ARP packet. An announcement is a request, which is what more hosts take for one than a reply (RFC 5227, section 3).
+func (m message) arp() []byte {
+	operation := uint64(arpReply)
+	if m.asks || m.gratuitous() {
+		operation = arpRequest
 	}
-	a = arp{operation: binary.BigEndian.Uint16(p[6:]), mac: backend.MAC(p[8:14]), ip: netip.AddrFrom4([4]byte(p[14:18])),
-		targetMAC: backend.MAC(p[18:24]), target: netip.AddrFrom4([4]byte(p[24:28]))}
-	return a, (a.operation == request || a.operation == reply) && a.mac.Unicast() && !a.ip.IsUnspecified()
-}
-
-// gratuitous reports whether a's sender does not ask, but tells all of itself (RFC 5227, section 3).
-func (a arp) gratuitous() bool { return a.ip == a.target }
-
-// frame is a as an Ethernet frame from one MAC to another.
-func (a arp) frame(from, to backend.MAC) []byte {
-	b := make([]byte, 0, ethernet+arpSize)
-	b = append(append(b, to[:]...), from[:]...)
-	b = binary.BigEndian.AppendUint16(b, unix.ETH_P_ARP)
-	b = binary.BigEndian.AppendUint64(b, kind<<16|uint64(a.operation))
-	b = append(append(b, a.mac[:]...), a.ip.AsSlice()...)
-	return append(append(b, a.targetMAC[:]...), a.target.AsSlice()...)
-}
-
-// announcement tells all that ip has mac: a request, which is what more hosts take for one than a reply (RFC 5227, section 3).
-func announcement(ip netip.Addr, mac backend.MAC) arp {
-	return arp{operation: request, mac: mac, ip: ip, target: ip}
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, arpSize), arpKind<<16|operation)
+	b = append(append(b, m.mac[:]...), m.ip.AsSlice()...)
+	return append(append(b, make([]byte, 6)...), m.target.AsSlice()...)
 }

@@ -1,7 +1,7 @@
-// Package l2 keeps ARP off the wire in a network whose hosts are one segment. The bridge answers ARP requests of this host's
-// containers from its neighbour table, if it is not to send them by its VXLAN port (neigh_suppress): this package learns what
-// belongs into the table from the ARP that comes in from peers, and sees to it that an answer given in another's name is right. It
-// owns what was learned, and nothing that was planned: the port and where it floods to are package kernel's.
+// Package l2 keeps ARP and IPv6's neighbour discovery off the wire in a network whose hosts are one segment. The bridge answers what
+// this host's containers ask from its neighbour table, if it is not to send it by its VXLAN port (neigh_suppress): this package learns
+// what belongs into the table from what comes in from peers, and sees to it that an answer given in another's name is right. It owns
+// what was learned, and nothing that was planned: the port and where it floods to are package kernel's.
 package l2
 
 import (
@@ -11,6 +11,7 @@ import (
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // Carrier is an agent's.
@@ -55,7 +56,7 @@ func (c *Carrier) Apply(_ context.Context, want backend.State) (backend.Changes,
 	case c.segment == nil:
 		s, err := openSegment(p, c.learned)
 		if err != nil {
-			return backend.Changes{}, fmt.Errorf("learn what peers' ARP tells: %w", err)
+			return backend.Changes{}, fmt.Errorf("learn what peers tell of their containers: %w", err)
 		}
 		c.segment, c.swept = s, false
 		c.offer(s)
@@ -75,10 +76,10 @@ func locate(want backend.State) (p place, whole bool) {
 		if portErr != nil || bridgeErr != nil {
 			return place{}, false
 		}
-		p = place{port: port.Index, bridge: bridge.Index, network: want.Firewall.Network.V4, own: want.Firewall.Subnet.V4}
+		p = place{port: port.Index, bridge: bridge.Index, network: want.Firewall.Network, own: want.Firewall.Subnet}
 		for a := range want.Addrs {
-			if a.Dev == l.Master && p.own.Contains(a.Prefix.Addr()) {
-				p.gateway = a.Prefix.Addr()
+			if f := subnet.FamilyOf(a.Prefix.Addr()); a.Dev == l.Master && p.own.Of(f).Contains(a.Prefix.Addr()) {
+				*p.gateway.At(f) = a.Prefix.Addr()
 			}
 		}
 		return p, true

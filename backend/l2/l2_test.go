@@ -84,7 +84,7 @@ func (h *host) join(device, own, address string) {
 // segmentState is what a host wants that has so many peers.
 func segmentState(t *testing.T, peers int) backend.State {
 	t.Helper()
-	config, _, err := subnet.ParseConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"l2"}}`))
+	config, _, err := subnet.ParseConfig([]byte(`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"l2"}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func segmentState(t *testing.T, peers int) backend.State {
 		t.Fatal(err)
 	}
 	lease := func(n int, data string) subnet.Lease {
-		return subnet.Lease{Subnet: subnet.PairOf(subnet.IPv4, netip.MustParsePrefix(fmt.Sprintf("10.5.%d.0/24", n))),
+		return subnet.Lease{Subnet: subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix(fmt.Sprintf("10.5.%d.0/24", n)), V6: netip.MustParsePrefix(fmt.Sprintf("fd12:3456:0:%x::/64", n))},
 			PublicIP: subnet.PairOf(subnet.IPv4, netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", n))), Backend: "l2", Data: subnet.PairOf(subnet.IPv4, data)}
 	}
 	self := lease(1, `{"VNI":1}`)
@@ -136,7 +136,7 @@ func (h *host) peerSocket(namespace string) (s socket) {
 			link, err = net.InterfaceByName("vxlan1")
 		}
 		if err == nil {
-			s, err = openSocket(link.Index, true)
+			s, err = openSocket(link.Index)
 		}
 		done <- err
 	}()
@@ -186,10 +186,10 @@ func (h *host) carry(c *Carrier, want backend.State) {
 	}
 }
 
-// says has somebody on the underlay send a for a container of its.
-func (h *host) says(who string, a arp) {
+// says has somebody on the underlay send m for a container of its.
+func (h *host) says(who string, m message) {
 	h.Helper()
-	if _, err := h.peers[who].Write(a.frame(a.mac, broadcast)); err != nil {
+	if _, err := h.peers[who].Write(m.frame(m.mac, broadcast)); err != nil {
 		h.Fatal(err)
 	}
 }
@@ -212,69 +212,146 @@ func (h *host) has(ip netip.Addr, mac backend.MAC) bool {
 	return strings.Contains(h.neighbours(), fmt.Sprintf("%s lladdr %s extern_learn", ip, mac))
 }
 
+// talk is who talks to whom in one family.
+type talk struct {
+	far, near, gateway netip.Addr // a peer's container, one of ours, our bridge
+	strange            []string   // what nobody may say of itself from afar: addresses of our slice, and outside the network
+}
+
+// talks are those of both families, by name.
+func talks() map[string]talk {
+	return map[string]talk{
+		"IPv4": {ipA, ipB, netip.MustParseAddr("10.5.1.1"), []string{"10.5.1.7", "10.6.0.1", "127.0.0.1"}},
+		"IPv6": {ip6A, ip6B, netip.MustParseAddr("fd12:3456:0:1::1"), []string{"fd12:3456:0:1::7", "fd12:3457::1", "::1", "fe80::1"}},
+	}
+}
+
 func TestLearns(t *testing.T) {
-	h := newHost(t)
-	h.start(segmentState(t, 1))
-	for _, ip := range []string{"10.5.1.7", "10.6.0.1", "127.0.0.1"} { // in our own slice, outside the network
-		h.says(peer, announcement(netip.MustParseAddr(ip), macA))
+	for name, talk := range talks() {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.start(segmentState(t, 1))
+			for _, ip := range talk.strange {
+				h.says(peer, announcement(netip.MustParseAddr(ip), macA))
+			}
+			h.says(nobody, announcement(talk.far.Next(), macB))
+			h.says(peer, message{asks: true, mac: macA, ip: talk.far, target: talk.near})
+			h.eventually("it has learned", func() bool { return h.has(talk.far, macA) })
+			if fdb := h.run("bridge fdb show dev tulle.1"); !strings.Contains(fdb, "dst "+nobody) {
+				t.Errorf("the stranger was not heard at all:\n%s", fdb)
+			}
+			if all := h.neighbours(); strings.Count(all, "\n") != 1 || !strings.Contains(all, "proto 84") {
+				t.Errorf("it has learned\n%s", all)
+			}
+			h.says(peer, announcement(talk.far, backend.MAC{2, 0, 0, 0, 0, 0xc}))
+			h.eventually("it has learned another MAC", func() bool { return h.has(talk.far, backend.MAC{2, 0, 0, 0, 0, 0xc}) })
+		})
 	}
-	h.says(nobody, announcement(netip.MustParseAddr("10.5.2.66"), macB))
-	h.says(peer, arp{operation: reply, mac: macA, ip: ipA, target: ipB})
-	h.eventually("it has learned", func() bool { return h.has(ipA, macA) })
-	if fdb := h.run("bridge fdb show dev tulle.1"); !strings.Contains(fdb, "dst "+nobody) {
-		t.Errorf("the stranger was not heard at all:\n%s", fdb)
-	}
-	if all := h.neighbours(); strings.Count(all, "\n") != 1 || !strings.Contains(all, "proto 84") {
-		t.Errorf("it has learned\n%s", all)
-	}
-	h.says(peer, announcement(ipA, backend.MAC{2, 0, 0, 0, 0, 0xc}))
-	h.eventually("it has learned another MAC", func() bool { return h.has(ipA, backend.MAC{2, 0, 0, 0, 0, 0xc}) })
 }
 
 // A container is answered for one that is there, and the one is asked whether it is.
 func TestVerifies(t *testing.T) {
+	for name, talk := range talks() {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.start(segmentState(t, 1))
+			h.says(peer, announcement(talk.far, macA))
+			h.eventually("it has learned", func() bool { return h.has(talk.far, macA) })
+			asked := hears(h.peers[peer])
+			inside, own := h.container()
+			told := hears(inside)
+			inside.relay(message{asks: true, mac: own, ip: talk.near, target: talk.far})
+			if m := h.next(told, "the bridge's answer"); m.asks || m.ip != talk.far || m.mac != macA {
+				t.Errorf("the answer is %+v", m)
+			}
+			for _, what := range []string{"the probe", "the question to all, once it is not answered"} {
+				if m := h.next(asked, what); !m.asks || m.ip != talk.gateway || m.target != talk.far {
+					t.Errorf("%s is %+v", what, m)
+				}
+			}
+			h.eventually("it has forgotten who did not answer", func() bool { return !strings.Contains(h.neighbours(), talk.far.String()+" ") })
+			h.peers[peer].Write(message{mac: macB, ip: talk.far, target: talk.gateway}.frame(macB, backend.MAC(h.mac("docker0"))))
+			if m := h.next(told, "word to containers of who has the address now"); !m.gratuitous() || m.ip != talk.far || m.mac != macB {
+				t.Errorf("containers are told %+v", m)
+			}
+			if !h.has(talk.far, macB) {
+				t.Errorf("it has\n%s", h.neighbours())
+			}
+		})
+	}
+}
+
+// Whether an address is free is asked of nobody else, and answered in nobody's name: another host has none of this one's slice.
+func TestProbesForDuplicates(t *testing.T) {
 	h := newHost(t)
 	h.start(segmentState(t, 1))
-	h.says(peer, announcement(ipA, macA))
-	h.eventually("it has learned", func() bool { return h.has(ipA, macA) })
-	asked := make(chan arp, 100)
-	go h.peers[peer].listen(func(a arp) { asked <- a })
-	h.run("ip addr add 10.5.1.2/16 dev inside")
-	h.run("busybox arping -c1 -w1 -I inside %s", ipA) // the bridge answers
-	gateway := netip.MustParseAddr("10.5.1.1")
-	for _, what := range []string{"the probe", "the question to all, once it is not answered"} {
-		select {
-		case a := <-asked:
-			if a.operation != request || a.ip != gateway || a.target != ipA {
-				t.Errorf("%s is %+v", what, a)
+	h.says(peer, announcement(ip6A, macA))
+	h.eventually("it has learned", func() bool { return h.has(ip6A, macA) })
+	inside, own := h.container()
+	told, asked := hears(inside), hears(h.peers[peer])
+	inside.relay(message{asks: true, mac: own, ip: netip.IPv6Unspecified(), target: ip6A})
+	inside.relay(message{asks: true, mac: own, ip: ip6B, target: ip6A})
+	h.next(told, "an answer")
+	if m := h.next(asked, "the probe"); m.ip == ip6B {
+		t.Errorf("asked is %+v", m)
+	}
+	for len(told) > 0 {
+		if m := <-told; !m.ip.IsLinkLocalUnicast() { // the kernel's own
+			t.Errorf("%+v is too much", m)
+		}
+	}
+}
+
+// A container of this host tells of itself, unasked: peers hear of it, though the bridge keeps it from them.
+func TestAnnounces(t *testing.T) {
+	for name, talk := range talks() {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.start(segmentState(t, 1))
+			asked := hears(h.peers[peer])
+			inside, own := h.container()
+			inside.relay(announcement(talk.near, own))
+			if m := h.next(asked, "word of the container"); !m.gratuitous() || m.ip != talk.near || m.mac != own {
+				t.Errorf("peers are told %+v", m)
 			}
-		case <-time.After(5 * time.Second):
-			t.Fatalf("%s did not come", what)
-		}
+		})
 	}
-	h.eventually("it has forgotten who did not answer", func() bool { return !strings.Contains(h.neighbours(), ipA.String()+" ") })
-	told := make(chan arp, 100)
-	index, err := net.InterfaceByName("inside")
+}
+
+// container returns a socket on the interface of one of the host's, and its MAC.
+func (h *host) container() (socket, backend.MAC) {
+	h.Helper()
+	link, err := net.InterfaceByName("inside")
 	if err != nil {
-		t.Fatal(err)
+		h.Fatal(err)
 	}
-	inside, err := openSocket(index.Index, true)
+	s, err := openSocket(link.Index)
 	if err != nil {
-		t.Fatal(err)
+		h.Fatal(err)
 	}
-	defer inside.Close()
-	go inside.listen(func(a arp) { told <- a })
-	h.peers[peer].Write(arp{operation: reply, mac: macB, ip: ipA, target: gateway}.frame(macB, backend.MAC(h.mac("docker0"))))
-	select {
-	case a := <-told:
-		if !a.gratuitous() || a.ip != ipA || a.mac != macB {
-			t.Errorf("containers are told %+v", a)
+	h.Cleanup(func() { s.Close() })
+	return s, backend.MAC(link.HardwareAddr)
+}
+
+// hears are the messages that come in by a socket.
+func hears(s socket) <-chan message {
+	heard := make(chan message, 100)
+	go s.listen(func(m message) { heard <- m })
+	return heard
+}
+
+// next is the next message, but for what the kernel says of addresses of its own.
+func (h *host) next(heard <-chan message, what string) (m message) {
+	h.Helper()
+	for deadline := time.After(5 * time.Second); ; {
+		select {
+		case m = <-heard:
+			if !m.ip.IsLinkLocalUnicast() {
+				return m
+			}
+		case <-deadline:
+			h.Fatalf("%s did not come", what)
 		}
-	case <-time.After(5 * time.Second):
-		t.Error("containers are not told who has the address now")
-	}
-	if !h.has(ipA, macB) {
-		t.Errorf("it has\n%s", h.neighbours())
 	}
 }
 

@@ -8,19 +8,20 @@ import (
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // expiry is how often what was not heard of is looked for.
 const expiry = 30 * time.Second
 
-// place is where a segment's ARP is seen, and which of its addresses are this host's.
+// place is where a segment's messages are seen, and which of its addresses are this host's.
 type place struct {
 	port, bridge int // ifindexes
-	network, own netip.Prefix
-	gateway      netip.Addr // the bridge's own address
+	network, own subnet.Pair[netip.Prefix]
+	gateway      subnet.Pair[netip.Addr] // the bridge's own addresses
 }
 
-// segment is this host's part of the network's one segment. The loop and what listens to ARP share it.
+// segment is this host's part of the network's one segment. The loop and what listens share it.
 type segment struct {
 	place
 	learned           *kernel.Learned
@@ -40,10 +41,10 @@ const localsMost = 1 << 12
 func openSegment(p place, learned *kernel.Learned) (*segment, error) {
 	s := &segment{place: p, learned: learned, table: newTable(), locals: map[netip.Addr]backend.MAC{}, wake: time.NewTimer(expiry)}
 	var err error
-	if s.peers, err = openSocket(p.port, true); err != nil {
+	if s.peers, err = openSocket(p.port); err != nil {
 		return nil, err
 	}
-	if s.neighbours, err = openSocket(p.bridge, false); err != nil {
+	if s.neighbours, err = openSocket(p.bridge); err != nil {
 		s.peers.Close()
 		return nil, err
 	}
@@ -86,17 +87,20 @@ func (s *segment) run(ctx context.Context) {
 }
 
 // fromPeer takes in a packet that came in from a peer.
-func (s *segment) fromPeer(a arp) {
+func (s *segment) fromPeer(m message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.foreign(a.ip) || !s.vteps[s.learned.VTEP(s.port, a.mac)] {
+	if !s.foreign(m.ip) || !s.vteps[s.learned.VTEP(s.port, m.mac)] {
 		return
 	}
-	s.hear(a.ip, a.mac, time.Now())
+	s.hear(m.ip, m.mac, time.Now())
 }
 
 // foreign reports whether an address is another host's.
-func (s *segment) foreign(a netip.Addr) bool { return s.network.Contains(a) && !s.own.Contains(a) }
+func (s *segment) foreign(a netip.Addr) bool {
+	f := subnet.FamilyOf(a)
+	return s.network.Of(f).Contains(a) && !s.own.Of(f).Contains(a)
+}
 
 // hear takes note that ip has mac. If it had another, containers of this host may have been told so.
 func (s *segment) hear(ip netip.Addr, mac backend.MAC, now time.Time) {
@@ -104,7 +108,7 @@ func (s *segment) hear(ip netip.Addr, mac backend.MAC, now time.Time) {
 	before := e.mac
 	if before != mac || e.lost || now.Sub(e.written) > time.Second {
 		e.mac, e.lost, e.written = mac, false, now
-		_ = s.learned.SetNeighbour(s.bridge, ip, mac) // without it ARP requests are flooded, as on any segment
+		_ = s.learned.SetNeighbour(s.bridge, ip, mac) // without it questions are flooded, as on any segment
 	}
 	if before != mac && before != (backend.MAC{}) {
 		s.neighbours.send(announcement(ip, mac), broadcast)
@@ -113,42 +117,42 @@ func (s *segment) hear(ip netip.Addr, mac backend.MAC, now time.Time) {
 }
 
 // fromBridge takes in a packet that the bridge was sent, by a container of this host or by a peer.
-func (s *segment) fromBridge(a arp) {
+func (s *segment) fromBridge(m message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	moved := s.moved(a)
+	moved := s.moved(m)
 	switch {
-	case moved, a.gratuitous():
-		s.announce(a)
-	case a.operation == request && !s.foreign(a.ip):
-		s.verify(a.target, now)
+	case moved, m.gratuitous():
+		s.announce(m)
+	case m.asks && !s.foreign(m.ip):
+		s.verify(m.target, now)
 	}
 }
 
 // moved reports whether one of this host's own addresses has another MAC than before.
-func (s *segment) moved(a arp) bool {
-	if !s.own.Contains(a.ip) {
+func (s *segment) moved(m message) bool {
+	if !s.own.Of(subnet.FamilyOf(m.ip)).Contains(m.ip) {
 		return false
 	}
-	before, known := s.locals[a.ip]
+	before, known := s.locals[m.ip]
 	if len(s.locals) >= localsMost {
 		clear(s.locals)
 	}
-	s.locals[a.ip] = a.mac
-	return known && before != a.mac
+	s.locals[m.ip] = m.mac
+	return known && before != m.mac
 }
 
-// announce tells peers what a says of its sender, if it is a container of this host: the bridge keeps to itself what doesn't ask
-// for anything (br_do_proxy_suppress_arp, net/bridge/br_arp_nd_proxy.c), and peers answer in its name.
-func (s *segment) announce(a arp) {
-	if port := s.learned.Port(s.bridge, a.mac); !s.network.Contains(a.ip) || port == 0 || port == s.port {
+// announce tells peers what m says of its sender, if it is a container of this host: the bridge keeps to itself what doesn't ask
+// for anything (br_do_proxy_suppress_arp, br_do_suppress_nd, net/bridge/br_arp_nd_proxy.c), and peers answer in its name.
+func (s *segment) announce(m message) {
+	if port := s.learned.Port(s.bridge, m.mac); !s.network.Of(subnet.FamilyOf(m.ip)).Contains(m.ip) || port == 0 || port == s.port {
 		return
 	}
-	if e := s.table.find(a.ip); e != nil {
+	if e := s.table.find(m.ip); e != nil {
 		s.forget(e) // it moved here
 	}
-	s.peers.relay(announcement(a.ip, a.mac))
+	s.peers.relay(announcement(m.ip, m.mac))
 }
 
 // verify asks an address whether it is still there, because a container was just told so in its name.
@@ -157,7 +161,7 @@ func (s *segment) verify(ip netip.Addr, now time.Time) {
 	if e == nil || e.lost || !s.table.ask(e, now) {
 		return
 	}
-	s.peers.send(arp{operation: request, mac: s.neighbours.address(), ip: s.gateway, target: ip}, e.mac)
+	s.ask(ip, e.mac)
 	if len(s.table.asked) == 1 {
 		s.wake.Reset(patience)
 	}
@@ -195,7 +199,12 @@ func (s *segment) rest() {
 func (s *segment) lose(e *entry) {
 	e.asked, e.lost = time.Time{}, true
 	_ = s.learned.DeleteNeighbour(s.bridge, e.ip)
-	s.peers.send(arp{operation: request, mac: s.neighbours.address(), ip: s.gateway, target: e.ip}, broadcast)
+	s.ask(e.ip, broadcast)
+}
+
+// ask asks for an address in this host's own name.
+func (s *segment) ask(ip netip.Addr, to backend.MAC) {
+	s.peers.send(message{asks: true, mac: s.neighbours.address(), ip: s.gateway.Of(subnet.FamilyOf(ip)), target: ip}, to)
 }
 
 func (s *segment) expire(now time.Time) {

@@ -13,27 +13,24 @@ import (
 	"github.com/tulle-net/tulle/backend"
 )
 
-// socket sends Ethernet frames by a device, and receives ARP from it.
+// socket sends Ethernet frames by a device, and receives from it what hosts say of their addresses.
 type socket struct{ *os.File }
 
 // openSocket opens a socket on a device of the calling thread's network namespace. A bridge takes packets from its ports before a
-// socket for one protocol sees them, so on a port a filter has to find ARP among all that comes in.
-func openSocket(device int, port bool) (socket, error) {
+// socket for one protocol sees them, and there are two: a filter has to find what is meant among all that comes in.
+func openSocket(device int) (socket, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return socket{}, fmt.Errorf("open a packet socket: %w", err)
 	}
-	protocol := uint16(unix.ETH_P_ARP)
-	if port {
-		err, protocol = onlyARP(fd), unix.ETH_P_ALL
-	}
+	err = onlyMessages(fd)
 	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(protocol), Ifindex: device})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_ALL), Ifindex: device})
 	}
 	if err != nil {
-		return socket{}, errors.Join(fmt.Errorf("listen for ARP: %w", err), unix.Close(fd))
+		return socket{}, errors.Join(fmt.Errorf("listen for ARP and neighbour discovery: %w", err), unix.Close(fd))
 	}
-	return socket{os.NewFile(uintptr(fd), "ARP")}, nil
+	return socket{os.NewFile(uintptr(fd), "neighbours")}, nil
 }
 
 // address is the device's own MAC, which may change: a bridge's does with its ports.
@@ -56,12 +53,16 @@ func networkOrder(n uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
 }
 
-// onlyARP has a socket see nothing but ARP that comes in.
-func onlyARP(fd int) error {
+// onlyMessages has a socket see nothing but ARP and neighbour discovery that come in.
+func onlyMessages(fd int) error {
+	const kind, next, icmp = 12, ethernet + 6, ethernet + ipv6Size // offsets: of the frame's type, the packet's and the message's
 	raw, err := bpf.Assemble([]bpf.Instruction{
-		bpf.LoadExtension{Num: bpf.ExtType}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 3},
-		bpf.LoadAbsolute{Off: 12, Size: 2}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_ARP, SkipTrue: 1}, bpf.RetConstant{Val: 1 << 16},
-		bpf.RetConstant{Val: 0}})
+		bpf.LoadExtension{Num: bpf.ExtType}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 8},
+		bpf.LoadAbsolute{Off: kind, Size: 2}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_ARP, SkipTrue: 7},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IPV6, SkipTrue: 5},
+		bpf.LoadAbsolute{Off: next, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: icmp, Size: 1}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicitation, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: advertisement, SkipTrue: 1}, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: 1 << 16}})
 	if err != nil {
 		return err
 	}
@@ -71,22 +72,22 @@ func onlyARP(fd int) error {
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program)
 }
 
-// listen hands all ARP that comes in to f, until the socket is closed or its device goes down or away.
-func (s socket) listen(f func(arp)) {
+// listen hands all messages that come in to f, until the socket is closed or its device goes down or away.
+func (s socket) listen(f func(message)) {
 	buffer := make([]byte, 2048)
 	for {
 		n, err := s.Read(buffer)
 		if err != nil {
 			return
 		}
-		if a, ok := parse(buffer[:n]); ok {
-			f(a)
+		if m, ok := parse(buffer[:n]); ok {
+			f(m)
 		}
 	}
 }
 
-// send sends a from the device's own MAC. What can't be sent is lost, as on any wire: whoever waits for an answer waits in vain.
-func (s socket) send(a arp, to backend.MAC) { _, _ = s.Write(a.frame(s.address(), to)) }
+// send sends m from the device's own MAC. What can't be sent is lost, as on any wire: whoever waits for an answer waits in vain.
+func (s socket) send(m message, to backend.MAC) { _, _ = s.Write(m.frame(s.address(), to)) }
 
-// relay sends a as if its sender had.
-func (s socket) relay(a arp) { _, _ = s.Write(a.frame(a.mac, broadcast)) }
+// relay sends m to all as if its sender had.
+func (s socket) relay(m message) { _, _ = s.Write(m.frame(m.mac, broadcast)) }

@@ -108,20 +108,27 @@ func (r rule) inBy(devices ...string) (rules []rule) {
 }
 
 func (o overlay) masquerade(family subnet.Family) []rule {
-	if !o.network.IsValid() || !o.Masquerade.Of(family) {
-		return nil
-	}
 	network, own := match{prefix: o.network}, match{prefix: o.own}
 	elsewhere := match{o.network, true}
-	return []rule{
-		{mark: mark{exempt, exempt}, verdict: ignore},
+	inside := []rule{
 		{src: own, dst: own, verdict: ignore}, // Docker masquerades a container that calls itself by a published port
 		{src: own, dst: network, verdict: keep},
+	}
+	switch {
+	case !o.network.IsValid():
+		return nil
+	case o.Masquerade.Of(family):
+	case o.Forward && o.Bridge != "": // Docker masquerades, if it was not told not to
+		return inside
+	default:
+		return nil
+	}
+	return slices.Concat([]rule{{mark: mark{exempt, exempt}, verdict: ignore}}, inside, []rule{
 		{src: network, dst: network, verdict: ignore}, // the rest of it as well: where all hosts are one segment, a broadcast
 		{src: elsewhere, dst: own, verdict: ignore},
 		{src: network, dst: match{many(family), true}, verdict: masquerade},
 		{src: elsewhere, dst: network, verdict: masquerade},
-	}
+	})
 }
 
 // exempt as a mark keeps a packet from being masqueraded. It is the mark that kube-proxy and flannel use.

@@ -12,8 +12,8 @@ import (
 
 // Limits of a message that the kernel cuts into datagrams (udp_send_skb, net/ipv4/udp.c).
 const (
-	datagramsMost = 64                               // UDP_MAX_SEGMENTS of Linux 4.18; later 128
-	payloadMost   = packetMax - ipHeader - udpHeader // bytes
+	datagramsMost = 64                                // UDP_MAX_SEGMENTS of Linux 4.18; later 128
+	payloadMost   = lengthMax - ip4Header - udpHeader // bytes; IPv6 has room for a few more
 )
 
 // batch is what is to be sent next. Packets that follow each other share a message if they go to the same endpoint and are of one

@@ -18,6 +18,7 @@ import (
 	"sync"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // queues is how many queues a device has: each keeps two cores busy. More cost more than they bring: on two cores, which both hosts'
@@ -41,7 +42,7 @@ type Carrier struct {
 // running is a datapath that runs.
 type running struct {
 	name   string // of the device
-	local  netip.AddrPort
+	local  backend.Tunnel
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when it has ended, and all of it is closed
 }
@@ -60,16 +61,17 @@ func (c *Carrier) Counters() Counters { return c.count.now() }
 // Prepare has nothing to find out.
 func (c *Carrier) Prepare(context.Context, backend.Needs, *backend.Facts) error { return nil }
 
-// tunnel returns the name of the device that want has of this package, and where peers' datagrams arrive; "" if it has none.
-func tunnel(want backend.State) (name string, local netip.AddrPort) {
+// tunnel returns the name of the device that want has of this package, and where peers' datagrams arrive; "" if it has none. Without
+// an address that is any of IPv4.
+func tunnel(want backend.State) (name string, local backend.Tunnel) {
 	for name, t := range want.Tunnels {
 		if want.Links[name].Kind != backend.KindTUN || t.Key != (backend.Secret{}) { // the latter is WireGuard's
 			continue
 		}
-		if !t.Local.V4.IsValid() {
+		if t.Local == (subnet.Pair[netip.Addr]{}) {
 			t.Local.V4 = netip.IPv4Unspecified()
 		}
-		return name, netip.AddrPortFrom(t.Local.V4, t.Port)
+		return name, t
 	}
 	return "", local
 }
@@ -97,7 +99,7 @@ func (c *Carrier) Open(_ context.Context, want backend.State) error {
 }
 
 // start runs a datapath until it is closed or breaks down.
-func (c *Carrier) start(d *datapath, name string, local netip.AddrPort) {
+func (c *Carrier) start(d *datapath, name string, local backend.Tunnel) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{name, local, cancel, make(chan struct{})}
 	c.open = r

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,9 +23,14 @@ import (
 
 // transfer sends data from one host's container to another's over TCP, and checks that it arrives as it was sent.
 func transfer(from, to *host, bytes int) error {
+	return transferTo(from, to, fmt.Sprintf("10.5.%d.2:0", to.n), bytes)
+}
+
+// transferTo is transfer to an address of the container's.
+func transferTo(from, to *host, address string, bytes int) error {
 	var l net.Listener
 	err := to.container.in(func() (err error) {
-		l, err = net.Listen("tcp4", fmt.Sprintf("10.5.%d.2:0", to.n))
+		l, err = net.Listen("tcp", address)
 		return err
 	})
 	if err != nil {
@@ -37,7 +43,7 @@ func transfer(from, to *host, bytes int) error {
 	tasks.Go(func() error {
 		return from.container.in(func() error {
 			d := net.Dialer{Timeout: 10 * time.Second}
-			conn, err := d.Dial("tcp4", l.Addr().String())
+			conn, err := d.Dial("tcp", l.Addr().String())
 			if err != nil {
 				return errors.Join(err, l.Close())
 			}
@@ -99,7 +105,7 @@ func TestSmallerUnderlay(t *testing.T) {
 func TestWalk(t *testing.T) {
 	hosts := newHosts(t, 2)
 	up(hosts)
-	const most = 1472 - ipHeader - udpHeader
+	const most = 1472 - ip4Header - udpHeader
 	there, here := hosts[1].container.listen("10.5.2.2:9"), hosts[0].container.listen("10.5.1.2:9")
 	option(t, there, unix.SOL_IP, unix.IP_RECVTTL, 1)
 	option(t, here, unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
@@ -130,15 +136,18 @@ func option(t *testing.T, conn syscall.Conn, level, name, value int) {
 
 // datagram makes an inner packet.
 func datagram(from, to string, payload string) []byte {
-	p := make([]byte, ipHeader+udpHeader, 100)
-	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
-	a, b := netip.MustParseAddr(from).As4(), netip.MustParseAddr(to).As4()
-	copy(p[12:], a[:])
-	copy(p[16:], b[:])
-	p[ipHeader+1], p[ipHeader+3], p[ipHeader+5] = 9, 9, byte(udpHeader+len(payload))
+	a, b := netip.MustParseAddr(from), netip.MustParseAddr(to)
+	first, l, ttl := byte(0x45), &ipv4Layout, 8
+	if a.Is6() {
+		first, l, ttl = 0x60, &ipv6Layout, 7
+	}
+	p := make([]byte, l.size+udpHeader, 100)
+	p[0], p[ttl], p[l.protocol] = first, 64, unix.IPPROTO_UDP
+	copy(p[l.source:], slices.Concat(a.AsSlice(), b.AsSlice()))
+	p[l.size+1], p[l.size+3], p[l.size+5] = 9, 9, byte(udpHeader+len(payload))
 	p = append(p, payload...)
-	setIP(p[:ipHeader], len(p), 7)
-	finish(p[ipHeader:], 6, unix.IPPROTO_UDP, pseudo(p, len(p)-ipHeader))
+	l.setLength(p[:l.size], len(p), 7)
+	finish(p[l.size:], 6, l.pseudo(p, unix.IPPROTO_UDP, len(p)-l.size))
 	return p
 }
 
@@ -161,14 +170,14 @@ func TestWire(t *testing.T) {
 			t.Fatalf("from %s: %v", from, err)
 		}
 		p = p[:n]
-		if !isIPv4(p) || !sound(p) || p[8] != 63 || source(p) != netip.MustParseAddr("10.5.1.2") || string(p[ipHeader+udpHeader:]) != payload {
+		if layoutOf(p) != &ipv4Layout || !sound(p) || p[8] != 63 || ipv4Layout.from(p) != netip.MustParseAddr("10.5.1.2") || string(p[ip4Header+udpHeader:]) != payload {
 			t.Errorf("for %q came %x", payload, p)
 		}
 	}
 
 	for _, p := range [][]byte{
 		datagram("10.5.3.2", "10.5.1.2", "another host's"), datagram("10.9.9.9", "10.5.1.2", "nobody's"),
-		datagram("10.5.1.3", "10.5.1.2", "our own"), append([]byte{6 << 4}, make([]byte, 60)...), {}, {0x45},
+		datagram("10.5.1.3", "10.5.1.2", "our own"), append([]byte{5 << 4}, make([]byte, 60)...), {}, {0x45},
 		datagram("10.5.2.0", "10.5.1.2", "flannel's host"), datagram("10.5.2.2", "10.5.1.2", "flannel's container"),
 	} {
 		if _, err := flannel.WriteToUDPAddrPort(p, endpointOf(1)); err != nil {

@@ -7,7 +7,7 @@ type Counters struct {
 	Sent, Received Traffic
 	Strayed        uint64 // to be sent to where no peer is
 	Spoofed        uint64 // received from a host that has not got the packet's source address
-	Foreign        uint64 // no IPv4, in either direction
+	Foreign        uint64 // neither IPv4 nor IPv6, in either direction
 	Refused        uint64 // by the kernel, in either direction
 }
 

@@ -75,7 +75,7 @@ func enter(fd int, name string) (udp bool, err error) {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
 		return false, err
 	}
-	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4
+	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
 	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|unix.TUN_F_USO4|unix.TUN_F_USO6) == nil {
 		return true, nil
 	}

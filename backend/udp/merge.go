@@ -30,17 +30,18 @@ func newMerger(write func(b []byte, count int), udp bool) merger {
 // flow is a packet that may be part of a super-packet, or one that stays alone.
 type flow struct {
 	packet  []byte
+	ip      *layout
 	headers int // length of all headers, bytes; 0 if it stays alone
 }
 
 func (f flow) payload() []byte   { return f.packet[f.headers:] }
-func (f flow) transport() []byte { return f.packet[ipHeader:f.headers] } // the header
-func (f flow) tcp() bool         { return f.headers > 0 && f.packet[9] == unix.IPPROTO_TCP }
+func (f flow) transport() []byte { return f.packet[f.ip.size:f.headers] } // the header
+func (f flow) tcp() bool         { return f.headers > 0 && f.packet[f.ip.protocol] == unix.IPPROTO_TCP }
 func (f flow) pushed() bool      { return f.tcp() && f.transport()[13]&push != 0 }
 
 // add takes a packet.
-func (m *merger) add(p []byte) {
-	f := m.parse(p)
+func (m *merger) add(l *layout, p []byte) {
+	f := m.parse(l, p)
 	if m.follows(f) {
 		m.buffer = append(m.buffer, f.payload()...)
 		if f.pushed() {
@@ -49,7 +50,7 @@ func (m *merger) add(p []byte) {
 	} else {
 		m.flush()
 		m.buffer = append(m.buffer[:vnetSize], p...)
-		m.first = flow{m.buffer[vnetSize:], f.headers}
+		m.first = flow{m.buffer[vnetSize:], l, f.headers}
 	}
 	m.count++
 	m.closed = f.headers == 0 || f.pushed() || len(f.payload()) < len(m.first.payload())
@@ -60,32 +61,30 @@ func (m *merger) add(p []byte) {
 
 // parse looks whether a packet can be part of a super-packet: a whole one without IP options, with payload, and with checksums that
 // are right. Nobody looks at them again.
-func (m *merger) parse(p []byte) flow {
-	const moreOrOffset = 0x3fff // of a fragment
-	alone := flow{packet: p}
-	if len(p) <= ipHeader+udpHeader || p[0] != 4<<4|ipHeader/4 || int(binary.BigEndian.Uint16(p[2:])) != len(p) || binary.BigEndian.Uint16(p[6:])&moreOrOffset != 0 {
+func (m *merger) parse(l *layout, p []byte) flow {
+	alone := flow{packet: p, ip: l}
+	if len(p) <= l.size+udpHeader || !l.whole(p) {
 		return alone
 	}
-	headers := 0
-	switch t := p[ipHeader:]; {
-	case p[9] == unix.IPPROTO_TCP && len(t) > tcpHeader && t[13]&^push == ack:
-		headers = ipHeader + max(tcpHeader, int(t[12]>>4)*4)
-	case p[9] == unix.IPPROTO_UDP && m.udp && int(binary.BigEndian.Uint16(t[4:])) == len(t) && binary.BigEndian.Uint16(t[6:]) != 0:
-		headers = ipHeader + udpHeader
+	headers, protocol := 0, p[l.protocol]
+	switch t := p[l.size:]; {
+	case protocol == unix.IPPROTO_TCP && len(t) > tcpHeader && t[13]&^push == ack:
+		headers = l.size + max(tcpHeader, int(t[12]>>4)*4)
+	case protocol == unix.IPPROTO_UDP && m.udp && int(binary.BigEndian.Uint16(t[4:])) == len(t) && binary.BigEndian.Uint16(t[6:]) != 0:
+		headers = l.size + udpHeader
 	}
-	if headers == 0 || headers >= len(p) || fold(sum(p[:ipHeader], 0)) != 0xffff || fold(sum(p[ipHeader:], pseudo(p, len(p)-ipHeader))) != 0xffff {
+	if headers == 0 || headers >= len(p) || fold(sum(p[l.size:], l.pseudo(p, protocol, len(p)-l.size))) != 0xffff {
 		return alone
 	}
-	return flow{p, headers}
+	return flow{p, l, headers}
 }
 
 // follows reports whether f continues what was put together: it has the same headers, but for what each segment has of its own.
 func (m *merger) follows(f flow) bool {
 	a, b := m.first.packet, f.packet
 	if m.count == 0 || m.closed || f.headers != m.first.headers || m.count == datagramsMost ||
-		len(f.payload()) > len(m.first.payload()) || len(m.buffer)-vnetSize+len(f.payload()) > packetMax ||
-		a[1] != b[1] || a[6] != b[6] || [2]byte(a[8:]) != [2]byte(b[8:]) || [12]byte(a[12:]) != [12]byte(b[12:]) {
-		return false // type of service, fragmentation, time to live and protocol, addresses and ports
+		len(f.payload()) > len(m.first.payload()) || len(m.buffer)-vnetSize+len(f.payload()) > lengthMax || !f.ip.alike(a, b) {
+		return false
 	}
 	if !f.tcp() {
 		return true
@@ -106,19 +105,20 @@ func (m *merger) flush() {
 
 // finish gives what was put together its headers.
 func (m *merger) finish() vnetHeader {
-	f, p := m.first, m.buffer[vnetSize:]
+	f, l, p := m.first, m.first.ip, m.buffer[vnetSize:]
 	switch {
 	case f.headers == 0:
 		return vnetHeader{}
 	case m.count == 1:
 		return vnetHeader{flags: unix.VIRTIO_NET_HDR_F_DATA_VALID}
 	}
-	kind, check := unix.VIRTIO_NET_HDR_GSO_TCPV4, checksumAt(p[9])
+	protocol, kind := p[l.protocol], l.tcp
 	if !f.tcp() {
 		kind = unix.VIRTIO_NET_HDR_GSO_UDP_L4
-		binary.BigEndian.PutUint16(f.transport()[4:], uint16(len(p)-ipHeader))
+		binary.BigEndian.PutUint16(f.transport()[4:], uint16(len(p)-l.size))
 	}
-	setIP(p[:ipHeader], len(p), binary.BigEndian.Uint16(p[4:]))
-	binary.BigEndian.PutUint16(f.transport()[check:], fold(pseudo(p, len(p)-ipHeader))) // the kernel does the rest
-	return vnetHeader{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, uint8(kind), uint16(f.headers), uint16(len(f.payload())), ipHeader, uint16(check)}
+	l.setLength(p[:l.size], len(p), 0)
+	check := checksumAt(protocol)
+	binary.BigEndian.PutUint16(f.transport()[check:], fold(l.pseudo(p, protocol, len(p)-l.size))) // the kernel does the rest
+	return vnetHeader{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, kind, uint16(f.headers), uint16(len(f.payload())), uint16(l.size), uint16(check)}
 }

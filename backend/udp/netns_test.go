@@ -93,7 +93,7 @@ func (s *space) listen(address string) *net.UDPConn {
 	s.Helper()
 	var conn *net.UDPConn
 	err := s.in(func() (err error) {
-		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
+		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
 		return err
 	})
 	if err != nil {

@@ -37,9 +37,10 @@ func FuzzSum(f *testing.F) {
 // TestNoChecksum has a checksum of 0, which UDP has another meaning for.
 func TestNoChecksum(t *testing.T) {
 	for protocol, want := range map[byte]uint16{unix.IPPROTO_TCP: 0, unix.IPPROTO_UDP: 0xffff} {
-		b := []byte{0, 0}
-		finish(b, 0, protocol, 0xffff)
-		if got := binary.BigEndian.Uint16(b); got != want {
+		b := make([]byte, 20)
+		at := checksumAt(protocol)
+		finish(b, at, 0xffff)
+		if got := binary.BigEndian.Uint16(b[at:]); got != want {
 			t.Errorf("protocol %d: %#x, want %#x", protocol, got, want)
 		}
 	}
@@ -56,29 +57,37 @@ type stream struct {
 
 // super makes the super-packet that the kernel would hand over.
 func (s stream) super() (vnetHeader, []byte) {
+	p := datagram(s.from, s.to, "")
+	l := layoutOf(p)
 	t, kind := make([]byte, udpHeader), uint8(unix.VIRTIO_NET_HDR_GSO_UDP_L4)
 	if s.protocol == unix.IPPROTO_TCP {
-		t, kind = append(make([]byte, tcpHeader), s.options...), unix.VIRTIO_NET_HDR_GSO_TCPV4
+		t, kind = append(make([]byte, tcpHeader), s.options...), l.tcp
 		t[12], t[13] = byte(len(t)/4<<4), ack|push
 		binary.BigEndian.PutUint32(t[4:], 0xfffffff0) // it wraps around
 	}
-	p := datagram(s.from, s.to, "")[:ipHeader]
-	p[6], p[9] = 0x40, s.protocol
+	p = p[:l.size]
+	if p[l.protocol] = s.protocol; l == &ipv4Layout {
+		p[6] = 0x40
+	}
 	binary.BigEndian.PutUint16(t, 1234)
 	p = slices.Concat(p, t, s.payload)
-	setIP(p[:ipHeader], len(p), 65535)
+	l.setLength(p[:l.size], len(p), 65535-7)
 	at := checksumAt(s.protocol)
 	if s.protocol == unix.IPPROTO_UDP {
-		binary.BigEndian.PutUint16(p[ipHeader+4:], uint16(len(p)-ipHeader))
+		binary.BigEndian.PutUint16(p[l.size+4:], uint16(len(p)-l.size))
 	}
-	binary.BigEndian.PutUint16(p[ipHeader+at:], fold(pseudo(p, len(p)-ipHeader)))
-	return vnetHeader{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, kind, 9999, uint16(s.size), ipHeader, uint16(at)}, p
+	binary.BigEndian.PutUint16(p[l.size+at:], fold(l.pseudo(p, s.protocol, len(p)-l.size)))
+	return vnetHeader{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, kind, 9999, uint16(s.size), uint16(l.size), uint16(at)}, p
 }
 
 var streams = map[string]stream{
 	"TCP":              {protocol: unix.IPPROTO_TCP, from: "10.5.2.2", to: "10.5.1.2", size: 1420, payload: random(1420*43 + 1)},
 	"TCP with options": {protocol: unix.IPPROTO_TCP, from: "10.5.2.2", to: "10.5.1.2", size: 99, payload: random(99 * 64), options: random(12)},
 	"UDP":              {protocol: unix.IPPROTO_UDP, from: "10.5.2.2", to: "10.5.1.2", size: 33, payload: random(33*9 + 30)},
+
+	"TCP over IPv6":              {protocol: unix.IPPROTO_TCP, from: "fd00:5:0:2::2", to: "fd00:5:0:1::2", size: 1420, payload: random(1420*43 + 1)},
+	"TCP over IPv6 with options": {protocol: unix.IPPROTO_TCP, from: "fd00:5:0:2::2", to: "fd00:5:0:1::2", size: 99, payload: random(99 * 64), options: random(12)},
+	"UDP over IPv6":              {protocol: unix.IPPROTO_UDP, from: "fd00:5:0:2::2", to: "fd00:5:0:1::2", size: 33, payload: random(33*9 + 30)},
 }
 
 func random(n int) []byte {
@@ -91,7 +100,7 @@ func random(n int) []byte {
 func cut(t *testing.T, h vnetHeader, p []byte) (packets [][]byte, groups int) {
 	t.Helper()
 	var b batch
-	if err := b.split(h, p, &endpoint{}); err != nil {
+	if err := b.split(h, layoutOf(p), p, &endpoint{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range b.groups {
@@ -112,7 +121,7 @@ func merge(packets ...[]byte) (writes []write) {
 		writes = append(writes, write{parseVnet(b), slices.Clone(b[vnetSize:]), count})
 	}, true)
 	for _, p := range packets {
-		m.add(slices.Clone(p))
+		m.add(layoutOf(p), slices.Clone(p))
 	}
 	m.flush()
 	return writes
@@ -123,6 +132,7 @@ func TestCutAndMerge(t *testing.T) {
 	for name, s := range streams {
 		t.Run(name, func(t *testing.T) {
 			h, p := s.super()
+			l := layoutOf(p)
 			packets, groups := cut(t, h, p)
 			if want := (len(s.payload) + s.size - 1) / s.size; len(packets) != want || groups != 1 {
 				t.Fatalf("%d packets in %d messages, want %d in 1", len(packets), groups, want)
@@ -133,13 +143,13 @@ func TestCutAndMerge(t *testing.T) {
 				if !sound(piece) {
 					t.Errorf("packet %d: wrong checksums: %x", n, piece)
 				}
-				if id := binary.BigEndian.Uint16(piece[4:]); id != 65535+uint16(n) {
+				if id := binary.BigEndian.Uint16(piece[4:]); l == &ipv4Layout && id != 65535+uint16(n) {
 					t.Errorf("packet %d has identification %d", n, id)
 				}
 				if s.protocol == unix.IPPROTO_TCP {
 					last := n == len(packets)-1
-					if seq := binary.BigEndian.Uint32(piece[ipHeader+4:]); seq != 0xfffffff0+uint32(n*s.size) || (piece[ipHeader+13] == ack|push) != last {
-						t.Errorf("packet %d has sequence number %#x and flags %#x", n, seq, piece[ipHeader+13])
+					if seq := binary.BigEndian.Uint32(piece[l.size+4:]); seq != 0xfffffff0+uint32(n*s.size) || (piece[l.size+13] == ack|push) != last {
+						t.Errorf("packet %d has sequence number %#x and flags %#x", n, seq, piece[l.size+13])
 					}
 				}
 				payload = append(payload, piece[headers:]...)
@@ -160,15 +170,17 @@ func TestCutAndMerge(t *testing.T) {
 
 // sound reports whether all checksums are right.
 func sound(p []byte) bool {
-	return fold(sum(p[:ipHeader], 0)) == 0xffff && fold(sum(p[ipHeader:], pseudo(p, len(p)-ipHeader))) == 0xffff
+	l := layoutOf(p)
+	return l.whole(p) && fold(sum(p[l.size:], l.pseudo(p, p[l.protocol], len(p)-l.size))) == 0xffff
 }
 
 // remake mends a packet's checksums after a change.
 func remake(p []byte) []byte {
-	setIP(p[:ipHeader], len(p), binary.BigEndian.Uint16(p[4:]))
-	t, at := p[ipHeader:], checksumAt(p[9])
+	l := layoutOf(p)
+	l.setLength(p[:l.size], len(p), 0)
+	t, at := p[l.size:], checksumAt(p[l.protocol])
 	t[at], t[at+1] = 0, 0
-	finish(t, at, p[9], pseudo(p, len(t)))
+	finish(t, at, l.pseudo(p, p[l.protocol], len(t)))
 	return p
 }
 
@@ -180,27 +192,40 @@ func TestMergeNot(t *testing.T) {
 	}{
 		{"wrong payload", "TCP", func(p []byte) []byte { p[len(p)-1]++; return p }},
 		{"wrong IP header", "TCP", func(p []byte) []byte { p[10]++; return p }},
-		{"a hole", "TCP", func(p []byte) []byte { p[ipHeader+7]++; return remake(p) }},
-		{"another acknowledgement", "TCP", func(p []byte) []byte { p[ipHeader+11]++; return remake(p) }},
-		{"another window", "TCP", func(p []byte) []byte { p[ipHeader+15]++; return remake(p) }},
-		{"FIN", "TCP", func(p []byte) []byte { p[ipHeader+13] |= 1; return remake(p) }},
-		{"urgent", "TCP", func(p []byte) []byte { p[ipHeader+13] |= 32; return remake(p) }},
-		{"other options", "TCP with options", func(p []byte) []byte { p[ipHeader+tcpHeader]++; return remake(p) }},
+		{"a hole", "TCP", func(p []byte) []byte { p[ip4Header+7]++; return remake(p) }},
+		{"another acknowledgement", "TCP", func(p []byte) []byte { p[ip4Header+11]++; return remake(p) }},
+		{"another window", "TCP", func(p []byte) []byte { p[ip4Header+15]++; return remake(p) }},
+		{"FIN", "TCP", func(p []byte) []byte { p[ip4Header+13] |= 1; return remake(p) }},
+		{"urgent", "TCP", func(p []byte) []byte { p[ip4Header+13] |= 32; return remake(p) }},
+		{"other options", "TCP with options", func(p []byte) []byte { p[ip4Header+tcpHeader]++; return remake(p) }},
 		{"larger", "TCP", func(p []byte) []byte { return remake(append(p, 1)) }},
-		{"another port", "UDP", func(p []byte) []byte { p[ipHeader]++; return remake(p) }},
+		{"another port", "UDP", func(p []byte) []byte { p[ip4Header]++; return remake(p) }},
 		{"another source", "UDP", func(p []byte) []byte { p[15]++; return remake(p) }},
 		{"another time to live", "UDP", func(p []byte) []byte { p[8]--; return remake(p) }},
 		{"congestion", "UDP", func(p []byte) []byte { p[1] |= 3; return remake(p) }},
 		{"may be fragmented", "UDP", func(p []byte) []byte { p[6] = 0; return remake(p) }},
 		{"a fragment", "UDP", func(p []byte) []byte { p[6] = 0x20; return remake(p) }},
 		{"padded", "UDP", func(p []byte) []byte { return append(p, 0) }},
-		{"no checksum", "UDP", func(p []byte) []byte { p[ipHeader+6], p[ipHeader+7] = 0, 0; return p }},
+		{"no checksum", "UDP", func(p []byte) []byte { p[ip4Header+6], p[ip4Header+7] = 0, 0; return p }},
 		{"IP options", "UDP", func(p []byte) []byte {
-			p = slices.Insert(p, ipHeader, 1, 1, 1, 1)
+			p = slices.Insert(p, ip4Header, 1, 1, 1, 1)
 			p[0]++
-			setIP(p[:ipHeader+4], len(p), 1)
+			ipv4Layout.setLength(p[:ip4Header+4], len(p), 1)
 			return p
 		}},
+		{"IPv6, wrong payload", "TCP over IPv6", func(p []byte) []byte { p[len(p)-1]++; return p }},
+		{"IPv6, a hole", "TCP over IPv6", func(p []byte) []byte { p[ip6Header+7]++; return remake(p) }},
+		{"IPv6, FIN", "TCP over IPv6", func(p []byte) []byte { p[ip6Header+13] |= 1; return remake(p) }},
+		{"IPv6, other options", "TCP over IPv6 with options", func(p []byte) []byte { p[ip6Header+tcpHeader]++; return remake(p) }},
+		{"IPv6, another port", "UDP over IPv6", func(p []byte) []byte { p[ip6Header]++; return remake(p) }},
+		{"IPv6, another source", "UDP over IPv6", func(p []byte) []byte { p[23]++; return remake(p) }},
+		{"IPv6, another destination", "UDP over IPv6", func(p []byte) []byte { p[39]++; return remake(p) }},
+		{"IPv6, another hop limit", "UDP over IPv6", func(p []byte) []byte { p[7]--; return remake(p) }},
+		{"IPv6, another flow label", "UDP over IPv6", func(p []byte) []byte { p[3]++; return remake(p) }},
+		{"IPv6, congestion", "UDP over IPv6", func(p []byte) []byte { p[1] |= 0x30; return remake(p) }},
+		{"IPv6, a fragment", "UDP over IPv6", func(p []byte) []byte { p[6] = unix.IPPROTO_FRAGMENT; return p }},
+		{"IPv6, padded", "UDP over IPv6", func(p []byte) []byte { return append(p, 0) }},
+		{"IPv6, no checksum", "UDP over IPv6", func(p []byte) []byte { p[ip6Header+6], p[ip6Header+7] = 0, 0; return p }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h, super := streams[c.stream].super()
@@ -226,16 +251,17 @@ func TestSplitGarbage(t *testing.T) {
 	for name, change := range map[string]func(h *vnetHeader, p *[]byte){
 		"no size":         func(h *vnetHeader, _ *[]byte) { h.segment = 0 },
 		"another kind":    func(h *vnetHeader, _ *[]byte) { h.kind = unix.VIRTIO_NET_HDR_GSO_TCPV6 },
+		"not IPv6's kind": func(h *vnetHeader, p *[]byte) { _, *p = streams["TCP over IPv6"].super() },
 		"another's kind":  func(h *vnetHeader, _ *[]byte) { h.kind = unix.VIRTIO_NET_HDR_GSO_UDP_L4 },
-		"half a header":   func(_ *vnetHeader, p *[]byte) { *p = (*p)[:ipHeader+10] },
-		"long header":     func(_ *vnetHeader, p *[]byte) { *p = (*p)[:ipHeader+tcpHeader]; (*p)[ipHeader+12] = 0xf0 },
+		"half a header":   func(_ *vnetHeader, p *[]byte) { *p = (*p)[:ip4Header+10] },
+		"long header":     func(_ *vnetHeader, p *[]byte) { *p = (*p)[:ip4Header+tcpHeader]; (*p)[ip4Header+12] = 0xf0 },
 		"short IP header": func(_ *vnetHeader, p *[]byte) { (*p)[0] = 0x41 },
 		"checksum beyond": func(h *vnetHeader, _ *[]byte) { h.kind, h.sumStart = 0, 65535 },
 	} {
 		h, p := h, slices.Clone(p)
 		change(&h, &p)
 		var b batch
-		if err := b.split(h, p, &endpoint{}); err == nil || len(b.data) != 0 {
+		if err := b.split(h, layoutOf(p), p, &endpoint{}); err == nil || len(b.data) != 0 {
 			t.Errorf("%s: %v, %d bytes", name, err, len(b.data))
 		}
 	}
@@ -282,25 +308,29 @@ func FuzzReceive(f *testing.F) {
 	for _, s := range streams {
 		var b batch
 		h, p := s.super()
-		_ = b.split(h, p, &endpoint{})
-		f.Add(b.data, b.groups[0].size, uint16(ipHeader+13), byte(0))
+		_ = b.split(h, layoutOf(p), p, &endpoint{})
+		f.Add(b.data, b.groups[0].size, uint16(ip4Header+13), byte(0))
 	}
 	f.Add(datagram("10.5.2.2", "10.5.1.2", "x"), 0, uint16(0), byte(9))
+	f.Add(datagram("fd00:5:0:2::2", "fd00:5:0:1::2", "x"), 0, uint16(0), byte(0x60))
 	f.Fuzz(func(t *testing.T, data []byte, size int, at uint16, value byte) {
 		if len(data) > packetMax {
 			return
 		}
 		if int(at) < len(data) { // mutations by themselves hardly ever get past the checksums
 			data[at] = value
-			for p := range slices.Chunk(data, max(size, ipHeader+udpHeader)) {
-				if len(p) > ipHeader+tcpHeader && (p[9] == unix.IPPROTO_TCP || p[9] == unix.IPPROTO_UDP) {
+			for p := range slices.Chunk(data, max(size, ip4Header+udpHeader)) {
+				l := layoutOf(p)
+				if l != nil && len(p) > l.size+tcpHeader && (p[l.protocol] == unix.IPPROTO_TCP || p[l.protocol] == unix.IPPROTO_UDP) {
 					remake(p)
 				}
 			}
 		}
 		d := &datapath{table: newTable(), count: &counters{}}
 		peer := netip.MustParseAddrPort("192.0.2.2:8285")
-		d.table.change(endpoints{Set: map[backend.EndpointKey]netip.AddrPort{{Prefix: netip.MustParsePrefix("10.5.2.0/24")}: peer}})
+		d.table.change(endpoints{Set: map[backend.EndpointKey]netip.AddrPort{
+			{Prefix: netip.MustParsePrefix("10.5.2.0/24")}: peer, {Prefix: netip.MustParsePrefix("fd00:5:0:2::/64")}: peer,
+		}})
 		var got [][]byte
 		r := &receiver{datapath: d}
 		r.merger = newMerger(func(b []byte, count int) {
@@ -322,7 +352,7 @@ func FuzzReceive(f *testing.F) {
 			size = max(1, len(data))
 		}
 		for p := range slices.Chunk(data, size) {
-			if isIPv4(p) && [3]byte(p[12:]) == [3]byte{10, 5, 2} {
+			if l := layoutOf(p); l != nil && d.table.lookup(l.from(p)) != nil {
 				want = append(want, p)
 			}
 		}
@@ -339,6 +369,9 @@ func same(a, b []byte) bool {
 	}
 	a, b = slices.Clone(a), slices.Clone(b)
 	for _, p := range [][]byte{a, b} {
+		if layoutOf(p) != &ipv4Layout {
+			continue
+		}
 		copy(p[4:6], "\x00\x00")
 		copy(p[10:12], "\x00\x00")
 	}

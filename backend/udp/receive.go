@@ -70,16 +70,17 @@ func (r *receiver) take(from netip.Addr, data []byte, size int) {
 // accept takes a packet. Its source must be an address of the host that it comes from, which is known by its own: a port says
 // nothing behind a NAT.
 func (r *receiver) accept(from netip.Addr, p []byte) {
-	if !isIPv4(p) {
+	l := layoutOf(p)
+	if l == nil {
 		r.count.foreign.Add(1)
 		return
 	}
-	if e := r.table.lookup(source(p)); e == nil || e.Addr() != from {
+	if e := r.table.lookup(l.from(p)); e == nil || e.Addr() != from {
 		r.count.spoofed.Add(1)
 		return
 	}
 	r.count.received.add(Traffic{1, uint64(len(p))})
-	r.merger.add(p)
+	r.merger.add(l, p)
 }
 
 // write writes to the device what count packets were put together to. The kernel refuses it if the device is down. If it is gone, the

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // batchBytes is how much is read from the device, if there is so much, before it is sent. It should fit into a core's cache.
@@ -16,14 +18,24 @@ const batchBytes = 3 << 16
 type sender struct {
 	*datapath
 	queue  *os.File
-	socket *ipv4.PacketConn
-	buffer []byte // of one read
-	batch  batch
-	broken error // why the queue can't be read any more
+	lanes  subnet.Pair[*lane] // by family of the underlay
+	buffer []byte             // of one read
+	read   int                // bytes that wait in the lanes
+	broken error              // why the queue can't be read any more
 }
 
-func (d *datapath) newSender(queue *os.File, socket *net.UDPConn) *sender {
-	return &sender{datapath: d, queue: queue, socket: ipv4.NewPacketConn(socket), buffer: make([]byte, vnetSize+packetMax)}
+// lane is what is sent by one socket.
+type lane struct {
+	socket *ipv4.PacketConn // takes IPv6's addresses as well: all it does here is to send many messages at a time
+	batch  batch
+}
+
+func (d *datapath) newSender(queue *os.File, sockets subnet.Pair[*net.UDPConn]) *sender {
+	s := &sender{datapath: d, queue: queue, buffer: make([]byte, vnetSize+packetMax)}
+	for f, socket := range sockets.All() {
+		*s.lanes.At(f) = &lane{socket: ipv4.NewPacketConn(socket)}
+	}
+	return s
 }
 
 func (s *sender) run() error {
@@ -32,27 +44,30 @@ func (s *sender) run() error {
 		return err
 	}
 	for fill := s.fill; ; {
-		s.batch.reset()
+		s.read = 0
 		if err := queue.Read(fill); err != nil {
 			return err
 		}
-		sent, lost := s.batch.traffic(), s.batch.send(s.socket)
-		s.count.sent.add(Traffic{sent.Packets - lost.Packets, sent.Bytes - lost.Bytes})
-		s.count.refused.Add(lost.Packets)
+		for _, l := range s.lanes.All() {
+			sent, lost := l.batch.traffic(), l.batch.send(l.socket)
+			s.count.sent.add(Traffic{sent.Packets - lost.Packets, sent.Bytes - lost.Bytes})
+			s.count.refused.Add(lost.Packets)
+			l.batch.reset()
+		}
 		if s.broken != nil {
 			return s.broken
 		}
 	}
 }
 
-// fill reads what there is into the batch. It returns false if that is nothing: it is called again when there is.
+// fill reads what there is into the lanes. It returns false if that is nothing: it is called again when there is.
 func (s *sender) fill(fd uintptr) bool {
-	for len(s.batch.data) < batchBytes {
+	for s.read < batchBytes {
 		switch n, err := unix.Read(int(fd), s.buffer); {
 		case err == nil:
 			s.take(s.buffer[:n])
 		case errors.Is(err, unix.EAGAIN):
-			return len(s.batch.data) > 0
+			return s.read > 0
 		case errors.Is(err, unix.EBADFD):
 			s.broken = errGone
 			return true
@@ -64,19 +79,23 @@ func (s *sender) fill(fd uintptr) bool {
 	return true
 }
 
-// take puts a packet of the kernel's into the batch.
+// take puts a packet of the kernel's into the lane of who it is for.
 func (s *sender) take(b []byte) {
-	if len(b) < vnetSize || !isIPv4(b[vnetSize:]) {
+	p := b[min(vnetSize, len(b)):]
+	l := layoutOf(p)
+	if l == nil {
 		s.count.foreign.Add(1)
 		return
 	}
-	h, p := parseVnet(b), b[vnetSize:]
-	to := s.table.lookup(destination(p))
-	if to == nil {
-		s.count.strayed.Add(1)
+	to := s.table.lookup(l.to(p))
+	if to == nil || s.lanes.Of(to.outer) == nil {
+		if !l.to(p).IsMulticast() { // as with what IPv6 tells routers of itself
+			s.count.strayed.Add(1)
+		}
 		return
 	}
-	if err := s.batch.split(h, p, to); err != nil { // by a kernel that hands over what it was not asked for
+	s.read += len(p)
+	if err := s.lanes.Of(to.outer).batch.split(parseVnet(b), l, p, to); err != nil { // by a kernel that hands over what it was not asked for
 		s.count.refused.Add(1)
 	}
 }

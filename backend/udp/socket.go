@@ -46,7 +46,11 @@ func listenOne(local netip.AddrPort, shared bool) (*net.UDPConn, error) {
 	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		return errors.Join(raw.Control(func(fd uintptr) { failed = prepare(int(fd), shared) }), failed)
 	}}
-	conn, err := c.ListenPacket(context.Background(), "udp4", local.String())
+	network := "udp4"
+	if local.Addr().Is6() {
+		network = "udp6" // alone
+	}
+	conn, err := c.ListenPacket(context.Background(), network, local.String())
 	if errors.Is(err, unix.EADDRINUSE) {
 		return nil, fmt.Errorf("UDP port %d is in use: end what uses it (ss -lunp sport = :%d), or give the network another Port: %w", local.Port(), local.Port(), err)
 	}

@@ -7,53 +7,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// split adds to a batch the packets that an IPv4 packet of the kernel's stands for.
-func (b *batch) split(h vnetHeader, p []byte, to *endpoint) error {
+// split adds to a batch the packets that an IP packet of the kernel's stands for.
+func (b *batch) split(h vnetHeader, l *layout, p []byte, to *endpoint) error {
 	if h.kind != unix.VIRTIO_NET_HDR_GSO_NONE {
-		return b.segment(h, p, to)
+		return b.segment(h, l, p, to)
 	}
 	if h.flags&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
 		if int(h.sumStart)+int(h.sumOffset)+2 > len(p) {
 			return fmt.Errorf("a checksum beyond the end of a packet of %d bytes", len(p))
 		}
-		finish(p[h.sumStart:], int(h.sumOffset), p[9], 0) // of the pseudo-header, what is in its place is the sum
+		finish(p[h.sumStart:], int(h.sumOffset), 0) // of the pseudo-header, what is in its place is the sum
 	}
 	b.add(to, p, nil)
 	return nil
 }
 
 // segment cuts a super-packet up as the kernel would (tcp_gso_segment and __udp_gso_segment in net/ipv4).
-func (b *batch) segment(h vnetHeader, p []byte, to *endpoint) error {
-	ip, all, err := headers(h, p)
+func (b *batch) segment(h vnetHeader, l *layout, p []byte, to *endpoint) error {
+	protocol, ip, all, err := headers(h, l, p)
 	if err != nil {
 		return err
 	}
-	id, payload, size := binary.BigEndian.Uint16(p[4:]), p[all:], int(h.segment)
+	payload, size := p[all:], int(h.segment)
 	for at := 0; at < len(payload); at += size {
 		chunk := payload[at:min(at+size, len(payload))]
 		head := b.add(to, p[:all], chunk)[:all]
-		setIP(head[:ip], all+len(chunk), id+uint16(at/size))
-		setTransport(head[ip:], head[9], at, at+size >= len(payload), len(chunk))
-		finish(head[ip:], checksumAt(head[9]), head[9], sum(chunk, pseudo(head, all-ip+len(chunk))))
+		l.setLength(head[:ip], all+len(chunk), uint16(at/size))
+		setTransport(head[ip:], protocol, at, at+size >= len(payload), len(chunk))
+		finish(head[ip:], checksumAt(protocol), sum(chunk, l.pseudo(head, protocol, all-ip+len(chunk))))
 	}
 	return nil
 }
 
-// headers returns how long the IP header and all headers of a super-packet are. What h says is nothing to rely on: it may be all
-// of the super-packet that lies in one piece (virtio_net_hdr_from_skb, include/linux/virtio_net.h).
-func headers(h vnetHeader, p []byte) (ip, all int, err error) {
-	ip = int(p[0]&15) * 4
+// headers returns a super-packet's protocol, and how long its IP header and all its headers are. What h says of the latter is nothing
+// to rely on: it may be all of the super-packet that lies in one piece (virtio_net_hdr_from_skb, include/linux/virtio_net.h).
+func headers(h vnetHeader, l *layout, p []byte) (protocol byte, ip, all int, err error) {
+	protocol, ip = p[l.protocol], l.header(p)
 	switch {
 	case h.segment == 0:
-	case h.kind == unix.VIRTIO_NET_HDR_GSO_UDP_L4 && p[9] == unix.IPPROTO_UDP:
+	case h.kind == unix.VIRTIO_NET_HDR_GSO_UDP_L4 && protocol == unix.IPPROTO_UDP:
 		all = ip + udpHeader
-	case h.kind == unix.VIRTIO_NET_HDR_GSO_TCPV4 && p[9] == unix.IPPROTO_TCP && len(p) >= ip+tcpHeader:
+	case h.kind == l.tcp && protocol == unix.IPPROTO_TCP && len(p) >= ip+tcpHeader:
 		all = ip + max(tcpHeader, int(p[ip+12]>>4)*4)
 	}
-	if ip < ipHeader || all == 0 || all > len(p) {
-		return 0, 0, fmt.Errorf("what is no super-packet: kind %d, segments of %d bytes, protocol %d, %d bytes", h.kind, h.segment, p[9], len(p))
+	if ip < l.size || all == 0 || all > len(p) {
+		return 0, 0, 0, fmt.Errorf("what is no super-packet: kind %d, segments of %d bytes, protocol %d, %d bytes", h.kind, h.segment, protocol, len(p))
 	}
-	return ip, all, nil
+	return protocol, ip, all, nil
 }
 
 // setTransport gives a segment's TCP or UDP header t what is its own: at is where in the super-packet's payload its own begins.
@@ -75,9 +75,9 @@ func setTransport(t []byte, protocol byte, at int, last bool, length int) {
 }
 
 // finish puts the checksum of t, and of what s is the sum of, where it belongs.
-func finish(t []byte, offset int, protocol byte, s uint64) {
+func finish(t []byte, offset int, s uint64) {
 	check := ^fold(sum(t, s))
-	if check == 0 && protocol == unix.IPPROTO_UDP {
+	if check == 0 && offset == checksumAt(unix.IPPROTO_UDP) {
 		check = 0xffff // 0 says that there is none (RFC 768)
 	}
 	binary.BigEndian.PutUint16(t[offset:], check)

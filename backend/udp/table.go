@@ -8,6 +8,7 @@ import (
 	"github.com/gaissmai/bart"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // table says which endpoint carries a prefix. Whoever looks something up waits for nobody: a change makes a new trie, of the old one's
@@ -21,7 +22,8 @@ type trie = bart.Fast[*endpoint]
 // endpoint is where a peer's datagrams go and come from.
 type endpoint struct {
 	netip.AddrPort
-	socket *net.UDPAddr // the same, as package net wants it
+	outer  subnet.Family // of it
+	socket *net.UDPAddr  // the same, as package net wants it
 }
 
 func newTable() *table {
@@ -52,7 +54,9 @@ func (t *table) change(d backend.Delta[backend.EndpointKey, netip.AddrPort]) {
 	t.root.Store(root)
 }
 
-func newEndpoint(a netip.AddrPort) *endpoint { return &endpoint{a, net.UDPAddrFromAddrPort(a)} }
+func newEndpoint(a netip.AddrPort) *endpoint {
+	return &endpoint{a, subnet.FamilyOf(a.Addr()), net.UDPAddrFromAddrPort(a)}
+}
 
 // all yields what is in the table now.
 func (t *table) all(yield func(netip.Prefix, netip.AddrPort) bool) {

@@ -1,6 +1,6 @@
-// Package wireguard puts in force what of a backend.State is WireGuard's: the device's private key, its port and its peers, in the
-// kernel, or where the kernel has no WireGuard in a device of this process's own. It keeps this host's private key, in a file. Links,
-// addresses and routes are package kernel's business, but for the TUN device that this process stands behind.
+// Package wireguard puts in force what of a backend.State is WireGuard's: the devices' private key, their ports and peers, in the
+// kernel, or where the kernel has no WireGuard in devices of this process's own. It keeps this host's private key, in a file. Links,
+// addresses and routes are package kernel's business, but for the TUN devices that this process stands behind.
 package wireguard
 
 import (
@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -34,11 +35,11 @@ type Carrier struct {
 	inKernel bool
 	deaths   sync.WaitGroup // those who wait for userspace devices to end
 
-	mu     sync.Mutex                     // Run ends what others open
-	device device                         // nil if none is wanted
-	later  afterwards                     // what is to be done with its peers
-	told   map[backend.Key]netip.AddrPort // where it was told that they are, see heldPeer.roamed
-	over   bool                           // Run has ended
+	mu      sync.Mutex                         // Run ends what others open
+	devices map[string]device                  // those that are open, by name
+	later   afterwards                         // what is to be done with their peers
+	told    map[backend.PeerKey]netip.AddrPort // where they were told that those are, see heldPeer.roamed
+	over    bool                               // Run has ended
 }
 
 // Option changes how a Carrier works.
@@ -58,7 +59,8 @@ func New(keyFile string, log *slog.Logger, options ...Option) (*Carrier, error) 
 		links.Close()
 		return nil, err
 	}
-	c := &Carrier{path: keyFile, log: log, links: links, watch: w, bell: make(chan struct{}, 1), later: newAfterwards(), told: map[backend.Key]netip.AddrPort{}}
+	c := &Carrier{path: keyFile, log: log, links: links, watch: w, bell: make(chan struct{}, 1),
+		devices: map[string]device{}, later: newAfterwards(), told: map[backend.PeerKey]netip.AddrPort{}}
 	for _, option := range options {
 		option(c)
 	}
@@ -128,31 +130,42 @@ func (c *Carrier) keepKey() (key backend.Secret, err error) {
 	return key, nil
 }
 
-// tunnel returns the name and link of the device that want has of WireGuard; "" if it has none.
-func tunnel(want backend.State) (name string, l backend.Link) {
+// wanted are the links of the devices that want has of WireGuard, by name: one for each family of the underlay, or one for all.
+func wanted(want backend.State) map[string]backend.Link {
+	links := map[string]backend.Link{}
 	for name, t := range want.Tunnels {
 		if t.Key != (backend.Secret{}) {
-			return name, want.Links[name]
+			links[name] = want.Links[name]
 		}
 	}
-	return "", l
+	return links
 }
 
 // Open opens and closes devices, so that what is wanted is there, or can be made by package kernel.
-func (c *Carrier) Open(_ context.Context, want backend.State) (err error) {
+func (c *Carrier) Open(_ context.Context, want backend.State) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	name, l := tunnel(want)
-	if c.over || c.device != nil && !c.serves(name, l) {
-		c.closeDevice()
+	links := wanted(want)
+	for name, d := range c.devices {
+		if l, keep := links[name]; c.over || !keep || !c.serves(d, l) {
+			c.closeDevice(name)
+		}
 	}
-	switch {
-	case c.over || name == "" || c.device != nil:
-		return nil
-	case l.Kind == backend.KindWireGuard:
-		c.device, err = asDevice(openKernel(c.links, name))
-	default:
-		c.device, err = asDevice(c.openUserspace(name, l.MTU))
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(links)) {
+		if _, is := c.devices[name]; !is && !c.over {
+			errs = append(errs, c.openDevice(name, links[name]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Carrier) openDevice(name string, l backend.Link) (err error) {
+	var d device
+	if l.Kind == backend.KindWireGuard {
+		d, err = asDevice(openKernel(c.links, name))
+	} else {
+		d, err = asDevice(c.openUserspace(name, l.MTU))
 	}
 	if errors.Is(err, errForeign) { // as package kernel is about to tell
 		return nil
@@ -160,6 +173,7 @@ func (c *Carrier) Open(_ context.Context, want backend.State) (err error) {
 	if err != nil {
 		return fmt.Errorf("open WireGuard device %s: %w", name, err)
 	}
+	c.devices[name] = d
 	return nil
 }
 
@@ -171,18 +185,17 @@ func asDevice[D device](d D, err error) (device, error) {
 	return d, nil
 }
 
-// serves reports whether the device that is open is the one called name, as l wants it, and brings its MTU up to date.
-func (c *Carrier) serves(name string, l backend.Link) bool {
-	switch d := c.device.(type) {
-	case *kernelDevice:
-		return d.name == name && l.Kind == backend.KindWireGuard
-	case *userspace:
-		link, err := ours(c.links, name)
-		if d.dead() || d.name != name || l.Kind != backend.KindTUN || err != nil || link == nil || link.Attrs().Index != d.index {
-			return false
-		}
-		d.plug.setMTU(l.MTU)
+// serves reports whether a device that is open is as l wants it, and brings its MTU up to date.
+func (c *Carrier) serves(d device, l backend.Link) bool {
+	u, isOurs := d.(*userspace)
+	if !isOurs {
+		return l.Kind == backend.KindWireGuard
 	}
+	link, err := ours(c.links, u.name)
+	if u.dead() || l.Kind != backend.KindTUN || err != nil || link == nil || link.Attrs().Index != u.index {
+		return false
+	}
+	u.plug.setMTU(l.MTU)
 	return true
 }
 
@@ -198,77 +211,109 @@ func (c *Carrier) openUserspace(name string, mtu int) (*userspace, error) {
 	return d, nil
 }
 
-func (c *Carrier) closeDevice() {
-	if c.device != nil {
-		c.device.close()
-	}
-	c.device = nil
-	c.later.forget()
-	clear(c.told)
+func (c *Carrier) closeDevice(name string) {
+	c.devices[name].close()
+	delete(c.devices, name)
+	c.later.forget(name)
+	maps.DeleteFunc(c.told, func(k backend.PeerKey, _ netip.AddrPort) bool { return k.Dev == name })
 }
 
-// Apply compares the device with want, and changes what differs. Peers of a device that had none are greeted: they may have sessions
+// Apply compares the devices with want, and changes what differs. Peers of a device that had none are greeted: they may have sessions
 // with one that is no more, and would go on sending into the void. Peers of a device with another key are, too, though nobody can answer
 // who does not know it yet: as this was tried just now it is not tried again when they have heard of the key and greet us (see change).
 // Two handshakes that cross each other both fail, until one side tries again, so that ours had better not even arrive.
-func (c *Carrier) Apply(ctx context.Context, want backend.State) (changes backend.Changes, err error) {
+func (c *Carrier) Apply(ctx context.Context, want backend.State) (backend.Changes, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	name, _ := tunnel(want)
-	if name == "" || c.device == nil { // Open says why, or package kernel
-		return changes, nil
-	}
-	have, err := c.device.look()
-	if errors.Is(err, errForeign) || errors.Is(err, unix.ENODEV) { // package kernel says why, or the device's end rings
-		return changes, nil
-	}
-	if err != nil {
-		return changes, &backend.Failure{Count: map[string]int{"tunnel": 1}, Err: err}
-	}
-	have.peers = slices.DeleteFunc(have.peers, func(p heldPeer) bool { // on their way out
-		_, wanted := want.Peers[backend.PeerKey{Dev: name, Key: p.key}]
-		_, leaving := c.later.drop[p.key]
-		return leaving && !wanted
-	})
-	d := compare(name, have, want, c.told, time.Now())
-	if u, able := c.device.(*userspace); able && have.Key != want.Tunnels[name].Key && have.Key != (backend.Secret{}) {
-		u.bind.hushed.Store(true)
-		defer u.bind.hushed.Store(false)
-	}
-	if d.Tunnels.Len() > 0 {
-		if err = c.device.setTunnel(have.Tunnel, want.Tunnels[name]); err != nil {
-			err = &backend.Failure{Count: map[string]int{"tunnel": 1}, Err: fmt.Errorf("set tunnel %s: %w", name, err)}
+	have, err := c.look(want)
+	d := compare(have, want, c.told, time.Now())
+	errs := []error{err}
+	for _, name := range slices.Sorted(maps.Keys(have)) {
+		held := have[name]
+		rotated := held.Key != want.Tunnels[name].Key
+		if u, able := c.devices[name].(*userspace); able && rotated && held.Key != (backend.Secret{}) {
+			u.bind.hushed.Store(true)
+			defer u.bind.hushed.Store(false)
+		}
+		if _, differs := d.Tunnels.Set[name]; differs {
+			errs = append(errs, c.tune(name, held.Tunnel, want.Tunnels[name]))
+		}
+		if len(held.peers) == 0 || rotated {
+			d.at(name).moved = keysOf(want.Peers, name)
 		}
 	}
-	if len(have.peers) == 0 || have.Key != want.Tunnels[name].Key {
-		d.moved = d.moved[:0]
-		for k := range want.Peers {
-			d.moved = append(d.moved, k.Key)
+	err = errors.Join(append(errs, c.change(ctx, d))...)
+	for k, p := range want.Peers { // also those that an earlier life has told them
+		if _, looked := have[k.Dev]; looked {
+			c.told[k] = p.Endpoint
 		}
-	}
-	err = errors.Join(err, c.change(ctx, d))
-	for k, p := range want.Peers { // also those that an earlier life has told it
-		c.told[k.Key] = p.Endpoint
 	}
 	return d.Changes, err
 }
 
-// Handshakes returns when the last handshake with each peer was, the zero time for one that there was none with.
-func (c *Carrier) Handshakes() (map[backend.Key]time.Time, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	last := map[backend.Key]time.Time{}
-	if c.device == nil {
-		return last, nil
+// look returns what the devices have that want has, too. One that is not there is left out: Open says why, or package kernel, or its end
+// rings.
+func (c *Carrier) look(want backend.State) (map[string]held, error) {
+	have := map[string]held{}
+	var errs []error
+	for name := range wanted(want) {
+		d, is := c.devices[name]
+		if !is {
+			continue
+		}
+		h, err := d.look()
+		switch {
+		case errors.Is(err, errForeign), errors.Is(err, unix.ENODEV):
+		case err != nil:
+			errs = append(errs, &backend.Failure{Count: map[string]int{"tunnel": 1}, Err: err})
+		default:
+			h.peers = slices.DeleteFunc(h.peers, func(p heldPeer) bool { // on their way out
+				key := backend.PeerKey{Dev: name, Key: p.key}
+				_, stays := want.Peers[key]
+				_, leaving := c.later.drop[key]
+				return leaving && !stays
+			})
+			have[name] = h
+		}
 	}
-	have, err := c.device.look()
-	for _, p := range have.peers {
-		last[p.key] = p.handshake
-	}
-	return last, err
+	return have, errors.Join(errs...)
 }
 
-// Change makes changes of peers without a look at the device.
+func (c *Carrier) tune(name string, have, want backend.Tunnel) error {
+	if err := c.devices[name].setTunnel(have, want); err != nil {
+		return &backend.Failure{Count: map[string]int{"tunnel": 1}, Err: fmt.Errorf("set tunnel %s: %w", name, err)}
+	}
+	return nil
+}
+
+// keysOf are the keys of a device's peers.
+func keysOf(peers map[backend.PeerKey]backend.Peer, device string) (keys []backend.Key) {
+	for k := range peers {
+		if k.Dev == device {
+			keys = append(keys, k.Key)
+		}
+	}
+	return keys
+}
+
+// Handshakes returns when the last handshake with each peer was, the zero time for one that there was none with.
+func (c *Carrier) Handshakes() (map[backend.PeerKey]time.Time, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := map[backend.PeerKey]time.Time{}
+	for name, d := range c.devices {
+		have, err := d.look()
+		if err != nil {
+			return last, err
+		}
+		for _, p := range have.peers {
+			last[backend.PeerKey{Dev: name, Key: p.key}] = p.handshake
+		}
+	}
+	return last, nil
+}
+
+// Change makes changes of peers without a look at the devices.
 func (c *Carrier) Change(ctx context.Context, changes backend.Changes) error {
 	if changes.Peers.Len() == 0 {
 		return nil
@@ -277,9 +322,6 @@ func (c *Carrier) Change(ctx context.Context, changes backend.Changes) error {
 	defer c.mu.Unlock()
 	d := difference{Changes: changes}
 	d.sort()
-	if c.device == nil {
-		return &backend.Failure{Count: map[string]int{"peer": changes.Peers.Len()}, Err: fmt.Errorf("set peers: %w", unix.ENODEV)}
-	}
 	return c.change(ctx, d)
 }
 
@@ -293,31 +335,55 @@ const onTheirWay = 50 * time.Millisecond
 // Before that it waits until what the host sent with its old key is there: it would count as forged once the addresses have moved. So is by
 // then the handshake that the host began in vain, which must not cross ours. The host takes what we send with the old key meanwhile.
 func (c *Carrier) change(ctx context.Context, d difference) error {
-	if len(d.replaced) > 0 {
+	if d.replaces() {
 		select {
 		case <-ctx.Done():
 		case <-time.After(onTheirWay):
 		}
 	}
 	var errs failures
-	for part := range slices.Chunk(d.set, chunk) {
-		errs.add(ctx, len(part), "set peer "+part[0].key.String(), func() error { return c.device.setPeers(part) })
+	names := slices.Sorted(maps.Keys(d.devices))
+	for _, name := range names {
+		c.set(ctx, name, *d.devices[name], &errs)
 	}
-	for _, p := range d.set {
-		delete(c.later.drop, p.key)
-		c.told[p.key] = p.Endpoint
-	}
-	for _, key := range d.replaced {
-		c.dropLater(key)
-	}
-	c.greet(d.moved)
-	for part := range slices.Chunk(d.del, chunk) {
-		errs.add(ctx, len(part), "delete peer "+part[0].String(), func() error { return c.device.deletePeers(part) })
+	for _, name := range names {
+		c.del(ctx, name, *d.devices[name], &errs)
 	}
 	for k := range d.Peers.Del {
-		delete(c.told, k.Key)
+		delete(c.told, k)
 	}
 	return errs.join()
+}
+
+// set sets peers of one device.
+func (c *Carrier) set(ctx context.Context, name string, t todo, errs *failures) {
+	for part := range slices.Chunk(t.set, chunk) {
+		errs.add(ctx, len(part), "set peer "+part[0].key.String(), func() error { return c.device(name).setPeers(part) })
+	}
+	for _, p := range t.set {
+		key := backend.PeerKey{Dev: name, Key: p.key}
+		delete(c.later.drop, key)
+		c.told[key] = p.Endpoint
+	}
+	c.greet(name, t.moved)
+}
+
+// del deletes peers of one device, at once or by and by.
+func (c *Carrier) del(ctx context.Context, name string, t todo, errs *failures) {
+	for _, key := range t.replaced {
+		c.dropLater(backend.PeerKey{Dev: name, Key: key})
+	}
+	for part := range slices.Chunk(t.del, chunk) {
+		errs.add(ctx, len(part), "delete peer "+part[0].String(), func() error { return c.device(name).deletePeers(part) })
+	}
+}
+
+// device returns the device of this name; one that fails if there is none.
+func (c *Carrier) device(name string) device {
+	if d, is := c.devices[name]; is {
+		return d
+	}
+	return missing(name)
 }
 
 // failures are what became of peers.
@@ -347,8 +413,8 @@ func (f *failures) join() error {
 	return &backend.Failure{Count: map[string]int{"peer": f.peers}, Err: f.first}
 }
 
-// Run looks after the key file and greets peers until ctx ends. Then it ends the device that this process stands behind, whose link
-// stays, with its routes.
+// Run looks after the key file and greets peers until ctx ends. Then it ends the devices that this process stands behind, whose links
+// stay, with their routes.
 func (c *Carrier) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return c.watch.run(ctx, c.ring) })
@@ -356,7 +422,9 @@ func (c *Carrier) Run(ctx context.Context) error {
 	err := tasks.Wait()
 	c.mu.Lock()
 	c.over = true
-	c.closeDevice()
+	for name := range c.devices {
+		c.closeDevice(name)
+	}
 	c.mu.Unlock()
 	c.deaths.Wait()
 	return err

@@ -1,8 +1,12 @@
 package wireguard
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
@@ -62,50 +66,98 @@ func (p *peer) allow(prefix netip.Prefix) {
 	*at = prefix
 }
 
-// difference is what leads from what a device has to what is wanted.
+// difference is what leads from what devices have to what is wanted.
 type difference struct {
 	backend.Changes
+	devices map[string]*todo
+}
+
+// todo is what is to be done to the peers of one device.
+type todo struct {
 	set      []peer        // those of the Changes, and those whose endpoint is out of date
 	moved    []backend.Key // those of set that take over another's inner addresses
 	replaced []backend.Key // the others, which are to be deleted
 	del      []backend.Key // the rest of them
 }
 
-// compare compares what device name has with want. An endpoint that is out of date, as that of a peer that roamed and went silent, is
-// put back where the lease says, but nobody has changed it.
-func compare(name string, have held, want backend.State, told map[backend.Key]netip.AddrPort, now time.Time) (d difference) {
-	tunnels := backend.Compare(map[string]backend.Tunnel{name: want.Tunnels[name]})
-	tunnels.See(name, have.Tunnel)
-	d.Tunnels = tunnels.Delta
-	peers := backend.Compare(want.Peers)
-	for _, p := range have.peers {
-		key := backend.PeerKey{Dev: name, Key: p.key}
-		wanted, exists := want.Peers[key]
-		if exists && p.Endpoint != wanted.Endpoint {
-			if !p.roamed(wanted, told[p.key], now) {
-				d.set = append(d.set, peer{p.key, wanted})
-			}
-			p.Endpoint = wanted.Endpoint
-		}
-		peers.See(key, p.Peer)
+// at is what is to be done to a device.
+func (d *difference) at(device string) *todo {
+	if d.devices == nil {
+		d.devices = map[string]*todo{}
 	}
-	d.Peers = peers.Delta
+	if d.devices[device] == nil {
+		d.devices[device] = &todo{}
+	}
+	return d.devices[device]
+}
+
+// replaces reports whether inner addresses move to another peer.
+func (d *difference) replaces() bool {
+	for _, t := range d.devices {
+		if len(t.replaced) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// compare compares what devices have with want. An endpoint that is out of date, as that of a peer that roamed and went silent, is
+// put back where the lease says, but nobody has changed it.
+func compare(have map[string]held, want backend.State, told map[backend.PeerKey]netip.AddrPort, now time.Time) (d difference) {
+	tunnels, peers := backend.Compare(want.Tunnels), backend.Compare(want.Peers)
+	for name, h := range have {
+		tunnels.See(name, h.Tunnel)
+		for _, p := range h.peers {
+			key := backend.PeerKey{Dev: name, Key: p.key}
+			wanted, exists := want.Peers[key]
+			if exists && p.Endpoint != wanted.Endpoint {
+				if !p.roamed(wanted, told[key], now) {
+					d.at(name).set = append(d.at(name).set, peer{p.key, wanted})
+				}
+				p.Endpoint = wanted.Endpoint
+			}
+			peers.See(key, p.Peer)
+		}
+	}
+	unseen := func(device string) bool { _, seen := have[device]; return !seen }
+	maps.DeleteFunc(tunnels.Set, func(name string, _ backend.Tunnel) bool { return unseen(name) })
+	maps.DeleteFunc(peers.Set, func(k backend.PeerKey, _ backend.Peer) bool { return unseen(k.Dev) })
+	d.Tunnels, d.Peers = tunnels.Delta, peers.Delta
 	d.sort()
 	return d
 }
 
-// sort finds out what the changes of peers mean for a device.
+// sort finds out what the changes of peers mean for devices. Inner addresses may move to a peer of another device.
 func (d *difference) sort() {
-	heirs := map[subnet.Pair[netip.Prefix]]backend.Key{}
+	heirs := map[netip.Prefix]backend.PeerKey{}
 	for k, p := range d.Peers.Set {
-		d.set = append(d.set, peer{k.Key, p})
-		heirs[p.Allowed] = k.Key
+		d.at(k.Dev).set = append(d.at(k.Dev).set, peer{k.Key, p})
+		for _, prefix := range p.Allowed.All() {
+			heirs[prefix] = k
+		}
 	}
 	for k, p := range d.Peers.Del {
-		if heir, moved := heirs[p.Allowed]; moved {
-			d.moved, d.replaced = append(d.moved, heir), append(d.replaced, k.Key)
+		last := backend.PeerKey{}
+		for _, prefix := range p.Allowed.All() {
+			if heir, moved := heirs[prefix]; moved && heir != last {
+				last, d.at(heir.Dev).moved = heir, append(d.at(heir.Dev).moved, heir.Key)
+			}
+		}
+		if t := d.at(k.Dev); last != (backend.PeerKey{}) {
+			t.replaced = append(t.replaced, k.Key)
 		} else {
-			d.del = append(d.del, k.Key)
+			t.del = append(t.del, k.Key)
 		}
 	}
 }
+
+// missing is a device that is not there.
+type missing string
+
+func (m missing) gone() error                         { return fmt.Errorf("device %s: %w", string(m), unix.ENODEV) }
+func (m missing) look() (held, error)                 { return held{}, m.gone() }
+func (m missing) setTunnel(_, _ backend.Tunnel) error { return m.gone() }
+func (m missing) setPeers([]peer) error               { return m.gone() }
+func (m missing) deletePeers([]backend.Key) error     { return m.gone() }
+func (m missing) greet([]backend.Key) error           { return m.gone() }
+func (missing) close()                                {}

@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,25 +33,39 @@ func TestRoaming(t *testing.T) {
 		want.Peers[backend.PeerKey{Dev: "tulle-wg", Key: key}] = wanted
 		p := wanted
 		p.Endpoint = test.have
-		have := held{peers: []heldPeer{{peer{key, p}, now.Add(-test.age)}}}
-		d := compare("tulle-wg", have, want, map[backend.Key]netip.AddrPort{key: test.told}, now)
-		if len(d.set) != test.set || d.Peers.Len() != 0 {
-			t.Errorf("%s: sets %d, changes %v", name, len(d.set), d.Count())
+		have := map[string]held{"tulle-wg": {peers: []heldPeer{{peer{key, p}, now.Add(-test.age)}}}}
+		d := compare(have, want, map[backend.PeerKey]netip.AddrPort{{Dev: "tulle-wg", Key: key}: test.told}, now)
+		if set := len(d.at("tulle-wg").set); set != test.set || d.Peers.Len() != 0 {
+			t.Errorf("%s: sets %d, changes %v", name, set, d.Count())
 		}
 	}
 }
 
-// A peer that takes over another's addresses is told from one that joins, and the one that is replaced from one that leaves.
+// A peer that takes over another's addresses is told from one that joins, and the one that is replaced from one that leaves: on one device,
+// and where a host is reached by another.
 func TestMoved(t *testing.T) {
-	peer := func(n byte) backend.Peer {
-		return backend.Peer{Allowed: subnet.PairOf(subnet.IPv4, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, n, 0}), 24))}
+	prefix := func(n byte) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, n, 0}), 24) }
+	prefix6 := func(n byte) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 5: n}), 64) }
+	only := func(n byte) backend.Peer { return backend.Peer{Allowed: subnet.PairOf(subnet.IPv4, prefix(n))} }
+	only6 := func(n byte) backend.Peer { return backend.Peer{Allowed: subnet.PairOf(subnet.IPv6, prefix6(n))} }
+	both := func(n byte) backend.Peer {
+		return backend.Peer{Allowed: subnet.Pair[netip.Prefix]{V4: prefix(n), V6: prefix6(n)}}
 	}
 	key := func(n byte) backend.PeerKey { return backend.PeerKey{Dev: "tulle-wg", Key: backend.Key{n}} }
+	key6 := func(n byte) backend.PeerKey { return backend.PeerKey{Dev: "tulle-wg-v6", Key: backend.Key{n}} }
 	d := difference{Changes: backend.Changes{Peers: backend.Delta[backend.PeerKey, backend.Peer]{
-		Set: map[backend.PeerKey]backend.Peer{key(11): peer(1), key(12): peer(2)}, Del: map[backend.PeerKey]backend.Peer{key(1): peer(1), key(3): peer(3)}}}}
+		Set: map[backend.PeerKey]backend.Peer{key(11): only(1), key(12): only(2), key(4): both(4)},
+		Del: map[backend.PeerKey]backend.Peer{key(1): only(1), key(3): only(3), key6(4): only6(4), key6(5): only6(5)}}}}
 	d.sort()
-	if len(d.set) != 2 || len(d.moved) != 1 || d.moved[0] != key(11).Key || len(d.replaced) != 1 || d.replaced[0] != key(1).Key || len(d.del) != 1 || d.del[0] != key(3).Key {
-		t.Errorf("%+v", d)
+	for device, want := range map[string]todo{
+		"tulle-wg":    {set: make([]peer, 3), moved: []backend.Key{{4}, {11}}, replaced: []backend.Key{{1}}, del: []backend.Key{{3}}},
+		"tulle-wg-v6": {replaced: []backend.Key{{4}}, del: []backend.Key{{5}}},
+	} {
+		got := d.at(device)
+		slices.SortFunc(got.moved, func(a, b backend.Key) int { return int(a[0]) - int(b[0]) })
+		if len(got.set) != len(want.set) || !slices.Equal(got.moved, want.moved) || !slices.Equal(got.replaced, want.replaced) || !slices.Equal(got.del, want.del) {
+			t.Errorf("%s: %+v", device, got)
+		}
 	}
 }
 

@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
@@ -29,15 +31,17 @@ type network struct {
 	lab   *lab.Lab
 }
 
-// host is one of them, with 10.5.N.0/24 for its subnet.
+// host is one of them, with 10.5.N.0/24 and fd12:3456:0:N::/64 for its subnets, as far as the network has them.
 type host struct {
 	*lab.Host
 	t       *testing.T
 	key     string // path
 	carrier *Carrier
 	kernel  *kernel.Kernel
+	number  int
 	self    subnet.Lease
 	config  string
+	options []Option
 	peers   []subnet.Lease
 	plan    *backend.Plan
 	stop    func()
@@ -56,9 +60,49 @@ func needRoot(t *testing.T) {
 
 // newNetwork makes hosts that know of each other and have all programmed.
 func newNetwork(t *testing.T, hosts int) *network {
+	return newNetworkOf(t, hosts, plain, "ipv4", InUserspace)
+}
+
+// everywhere runs a test with WireGuard in this process, and in the kernel where that has it.
+func everywhere(t *testing.T, test func(t *testing.T, where ...Option)) {
+	t.Run("userspace", func(t *testing.T) { test(t, InUserspace) })
+	t.Run("kernel", func(t *testing.T) {
+		if !hasKernel(t) {
+			t.Skip("this kernel has no WireGuard: e2e/vm 'TestFamilies$' backend/wireguard has one that does")
+		}
+		test(t)
+	})
+}
+
+// hasKernel reports whether this kernel has WireGuard, by a device in a namespace that goes away.
+func hasKernel(t *testing.T) (has bool) {
 	t.Helper()
 	needRoot(t)
-	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("wg%d-%d", os.Getpid(), time.Now().UnixNano()%100000), Hosts: hosts, Bare: true}, nil)
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		var links *netlink.Handle
+		if err == nil {
+			links, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		}
+		if err == nil {
+			has, err = hasWireGuard(links)
+			links.Close()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return has
+}
+
+// newNetworkOf makes a network with a config, on an underlay of one family or both.
+func newNetworkOf(t *testing.T, hosts int, config, underlay string, where ...Option) *network {
+	t.Helper()
+	needRoot(t)
+	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("wg%d-%d", os.Getpid(), time.Now().UnixNano()%100000), Hosts: hosts, Bare: true, Families: underlay}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,9 +113,10 @@ func newNetwork(t *testing.T, hosts int) *network {
 	})
 	n := &network{T: t, lab: l}
 	for i, node := range l.Nodes {
-		h := &host{Host: node, t: t, key: filepath.Join(t.TempDir(), KeyFile), config: plain}
-		h.self = subnet.Lease{Subnet: subnet.PairOf(subnet.IPv4, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(i + 1), 0}), 24)),
-			PublicIP: subnet.PairOf(subnet.IPv4, node.Address)}
+		h := &host{Host: node, t: t, key: filepath.Join(t.TempDir(), KeyFile), number: i + 1, config: config, options: where}
+		for _, a := range node.Addresses {
+			*h.self.PublicIP.At(subnet.FamilyOf(a)) = a
+		}
 		n.hosts = append(n.hosts, h)
 		h.start()
 	}
@@ -119,7 +164,7 @@ func (h *host) start() {
 		if h.kernel, err = kernel.Open(); err != nil {
 			return err
 		}
-		h.carrier, err = New(h.key, slog.New(slog.DiscardHandler), InUserspace)
+		h.carrier, err = New(h.key, slog.New(slog.DiscardHandler), h.options...)
 		return err
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -162,7 +207,8 @@ func (h *host) try() (changes backend.Changes, err error) {
 		for i, l := range h.peers {
 			entries[l.Key()] = subnet.Entry{Lease: l, Created: int64(i + 1)}
 		}
-		underlay := backend.Underlay{Device: "eth0", MTU: 1500, Local: h.self.PublicIP, Public: h.self.PublicIP, OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+		h.self.Subnet = h.subnets(config)
+		underlay := backend.Underlay{Device: "eth0", MTU: 1500, Local: h.self.PublicIP, Public: h.self.PublicIP, OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
 		if h.plan, err = backend.NewPlan(b, backend.Host{Config: config, Self: h.self, Underlay: underlay, Facts: facts}, entries); err != nil {
 			return nil
 		}
@@ -188,7 +234,12 @@ func (h *host) apply() backend.Changes {
 // update takes a changed lease in, as an agent does that has seen it in etcd.
 func (h *host) update(key string, e subnet.Entry) {
 	h.t.Helper()
-	changes := h.plan.Update(map[string]subnet.Entry{key: e})
+	h.updates(map[string]subnet.Entry{key: e})
+}
+
+func (h *host) updates(entries map[string]subnet.Entry) {
+	h.t.Helper()
+	changes := h.plan.Update(entries)
 	h.in(func() error {
 		return errors.Join(h.carrier.Change(h.t.Context(), changes), h.kernel.Change(h.t.Context(), changes))
 	})
@@ -200,22 +251,41 @@ func (h *host) lease() subnet.Lease {
 	return l
 }
 
-// inside is where the host answers inside the overlay.
-func (h *host) inside() netip.Addr { return h.self.Subnet.V4.Addr() }
+// subnets are the host's own, of the families that the network has.
+func (h *host) subnets(c subnet.Config) (own subnet.Pair[netip.Prefix]) {
+	for f := range c.Range.All() {
+		*own.At(f) = [...]netip.Prefix{subnet.IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(h.number), 0}), 24),
+			subnet.IPv6: netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x12, 0x34, 0x56, 7: byte(h.number)}), 64)}[f]
+	}
+	return own
+}
 
-// reach waits until a host reaches another. Where both begin a handshake at the same time, on a slow machine, it takes WireGuard up to 15
+// insides are where the host answers inside the overlay, by each of the network's families.
+func (h *host) insides() (addrs []netip.Addr) {
+	for _, p := range h.self.Subnet.All() {
+		addrs = append(addrs, p.Addr())
+	}
+	return addrs
+}
+
+// inside is the first of insides.
+func (h *host) inside() netip.Addr { return h.insides()[0] }
+
+// reach waits until a host reaches another by each family. Where both begin a handshake at the same time, on a slow machine, it takes WireGuard up to 15
 // seconds to begin another.
 func (n *network) reach(from, to *host) {
 	n.Helper()
-	err := lab.Wait(n.Context(), 40*time.Second, from.Name+" reaches "+to.Name, func() error {
-		r, err := lab.Ping(n.Context(), from.Namespace, to.inside(), 1, 84)
-		if err == nil && r.Lost() > 0 {
-			err = fmt.Errorf("no answer (%v)", r.Refused)
+	for _, inside := range to.insides() {
+		err := lab.Wait(n.Context(), 40*time.Second, fmt.Sprintf("%s reaches %s at %s", from.Name, to.Name, inside), func() error {
+			r, err := lab.Ping(n.Context(), from.Namespace, inside, 1, 84)
+			if err == nil && r.Lost() > 0 {
+				err = fmt.Errorf("no answer (%v)", r.Refused)
+			}
+			return err
+		})
+		if err != nil {
+			n.Fatal(err)
 		}
-		return err
-	})
-	if err != nil {
-		n.Fatal(err)
 	}
 }
 
@@ -233,7 +303,12 @@ func (n *network) cut(from, to *host) {
 
 func (n *network) flow(from, to *host, pace time.Duration) *lab.Flow {
 	n.Helper()
-	f, err := lab.StartFlow(from.Namespace, to.inside(), pace)
+	return n.flowTo(from, to.inside(), pace)
+}
+
+func (n *network) flowTo(from *host, to netip.Addr, pace time.Duration) *lab.Flow {
+	n.Helper()
+	f, err := lab.StartFlow(from.Namespace, to, pace)
 	if err != nil {
 		n.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/extension"
+	"github.com/tulle-net/tulle/backend/firewalld"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/backend/l2"
 	"github.com/tulle-net/tulle/backend/netfilter"
@@ -131,6 +132,7 @@ func (c *agentCmd) Run(ctx context.Context) error {
 		keys,
 		segment,
 		tunnel,
+		firewalld.New(log),
 		extension.New(extension.Options{File: filepath.Join(c.RunDir, "extension.json"), Log: log}),
 	}
 	registry := prometheus.NewRegistry()

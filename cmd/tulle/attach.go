@@ -110,13 +110,15 @@ func (c *attachCmd) request() (attach.Request, error) {
 	switch {
 	case err != nil:
 		return attach.Request{}, err
-	case !env.Attach.IsValid():
+	case !env.Subnet.V4.IsValid():
+		return attach.Request{}, errors.New("attach gives IPv4 addresses, of which this network has none")
+	case !env.Attach.V4.IsValid():
 		return attach.Request{}, fmt.Errorf("this host keeps no addresses from Docker, says %s: start the agent with --attach-addresses N, which gives Docker the lower half "+
 			"of the lease and attach the upper, and then restart Docker", path)
-	case !env.Network.IsValid() || env.MTU == 0:
+	case !env.Network.V4.IsValid() || env.MTU == 0:
 		return attach.Request{}, fmt.Errorf("env file %s lacks FLANNEL_NETWORK or FLANNEL_MTU: let the agent write it again", path)
 	}
-	return attach.Request{Bridge: c.Bridge, Gateway: env.Bridge, Network: env.Network, MTU: env.MTU, Range: env.Attach,
+	return attach.Request{Bridge: c.Bridge, Gateway: env.Bridge.V4, Network: env.Network.V4, MTU: env.MTU, Range: env.Attach.V4,
 		Wish: c.IP, Name: c.Ifname, DefaultRoute: c.DefaultRoute, RunDir: c.RunDir}, nil
 }
 

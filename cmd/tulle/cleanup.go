@@ -7,9 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/tulle-net/tulle/agent"
 	"github.com/tulle-net/tulle/agent/api"
+	"github.com/tulle-net/tulle/agent/docker"
+	"github.com/tulle-net/tulle/backend/firewalld"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/backend/netfilter"
 )
@@ -44,23 +47,29 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 	}
 	defer filter.Close()
 	rules, rulesErr := filter.Cleanup(ctx)
+	env, _ := docker.ReadEnv(c.envFile()) // without it, only devices are ours for sure
+	zoned, zonedErr := firewalld.Cleanup(ctx, env.Network)
 	files, filesErr := c.files()
-	removed := append(append(objects, rules...), files...)
+	removed := slices.Concat(objects, rules, zoned, files)
 	for _, line := range removed {
 		fmt.Println("removed", line)
 	}
 	if len(removed) == 0 {
 		fmt.Println("nothing of tulle's is on this host")
 	}
-	return errors.Join(kernelErr, rulesErr, filesErr)
+	return errors.Join(kernelErr, rulesErr, zonedErr, filesErr)
+}
+
+func (c *cleanupCmd) envFile() string {
+	if filepath.IsAbs(c.SubnetFile) {
+		return c.SubnetFile
+	}
+	return filepath.Join(c.RunDir, c.SubnetFile)
 }
 
 // files removes the agent's files, and its directories if nothing else is in them.
 func (c *cleanupCmd) files() (removed []string, err error) {
-	paths := []string{c.SubnetFile, filepath.Join(c.RunDir, "lease"), filepath.Join(c.RunDir, "extension.json"), c.keyFile()}
-	if !filepath.IsAbs(c.SubnetFile) {
-		paths[0] = filepath.Join(c.RunDir, c.SubnetFile)
-	}
+	paths := []string{c.envFile(), filepath.Join(c.RunDir, "lease"), filepath.Join(c.RunDir, "extension.json"), c.keyFile()}
 	if state := c.stateFile(); state != "" {
 		paths = append(paths, state)
 	}

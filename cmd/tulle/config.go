@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -29,6 +30,7 @@ func (c *configSetCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	sayWarnings(text, config)
 	client, err := c.dial(ctx)
 	if err != nil {
 		return err
@@ -108,10 +110,11 @@ type configValidateCmd struct {
 }
 
 func (c *configValidateCmd) Run() error {
-	_, config, err := readConfig(c.File)
+	text, config, err := readConfig(c.File)
 	if err != nil {
 		return err
 	}
+	sayWarnings(text, config)
 	fmt.Printf("valid: %s\n", summary(config))
 	return nil
 }
@@ -133,6 +136,36 @@ func readConfig(path string) (string, subnet.Config, error) {
 		return "", subnet.Config{}, fmt.Errorf("config: unknown key %s: misspelt? (docs/config.md lists them)", strings.Join(unknown, ", "))
 	}
 	return strings.TrimSpace(string(text)), config, nil
+}
+
+// sayWarnings says what of a valid config is hardly meant.
+func sayWarnings(text string, c subnet.Config) {
+	for _, warning := range warnings(text, c) {
+		fmt.Fprintf(os.Stderr, "tulle: warning: %s\n", warning)
+	}
+}
+
+func warnings(text string, c subnet.Config) (all []string) {
+	for _, key := range unused(text, c) {
+		all = append(all, key+" is given, but its family is switched off: see EnableIPv4 and EnableIPv6")
+	}
+	if v4, v6 := c.Range.V4.Len(), c.Range.V6.Len(); c.Range.V4 != (subnet.Range{}) && c.Range.V6 != (subnet.Range{}) && v4 > v6 {
+		all = append(all, fmt.Sprintf("there are %d IPv4 subnets, but %d IPv6 subnets only, and a host needs one of each: take a larger IPv6Network, or a longer IPv6SubnetLen", v4, v6))
+	}
+	return all
+}
+
+// unused are the networks that a config names, of families that it has switched off.
+func unused(text string, c subnet.Config) (keys []string) {
+	var named struct{ Network, IPv6Network string }
+	_ = json.Unmarshal([]byte(text), &named) // it was read before
+	if named.Network != "" && c.Range.V4 == (subnet.Range{}) {
+		keys = append(keys, "Network")
+	}
+	if named.IPv6Network != "" && c.Range.V6 == (subnet.Range{}) {
+		keys = append(keys, "IPv6Network")
+	}
+	return keys
 }
 
 // summary says in a line what a config means.

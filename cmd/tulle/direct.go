@@ -52,6 +52,7 @@ func (d direct) View(ctx context.Context, _ string) (api.View, error) {
 	if v.Userspace, err = inUserspace(); err != nil {
 		return v, err
 	}
+	v.Options.Families = familiesOf(v, self.PublicIP)
 	v.Self = v.Leases[key]
 	if self == (subnet.Lease{}) { // released meanwhile: this host still goes by it
 		v.Self, err = formerLease(key, v)
@@ -75,7 +76,11 @@ func (d direct) key() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("this host holds no lease: %w", err)
 	}
-	return subnet.FormatKey(subnet.PairOf(subnet.IPv4, env.Subnet.Masked())), nil
+	var held subnet.Pair[netip.Prefix]
+	for f, p := range env.Subnet.All() {
+		*held.At(f) = p.Masked()
+	}
+	return subnet.FormatKey(held), nil
 }
 
 // underlayOf finds the device that peers send to: the one with the public address, or where a NAT in front has that, the usual one.
@@ -94,6 +99,17 @@ func underlayOf(public subnet.Pair[netip.Addr]) (backend.Underlay, error) {
 		u, err = k.Underlay(backend.Choice{Public: public})
 	}
 	return u, err
+}
+
+// familiesOf is what an agent was told of the underlay's families, if its lease has these addresses; the usual if nothing explains them.
+func familiesOf(v api.View, public subnet.Pair[netip.Addr]) backend.Families {
+	config, _, _ := subnet.ParseConfig([]byte(v.Config)) // an error is told by whoever plans with it
+	for _, f := range []backend.Families{backend.Matching, backend.OnlyIPv4, backend.OnlyIPv6, backend.Both} {
+		if (backend.Host{Config: config, Underlay: v.Underlay, Options: backend.Options{Families: f}}).Public() == public {
+			return f
+		}
+	}
+	return backend.Matching
 }
 
 // inUserspace reports whether an agent has left a device for WireGuard that it stands behind itself.

@@ -42,7 +42,10 @@ func (c *dockerOptsCmd) Run(ctx context.Context) error {
 		return err
 	}
 	env.Masquerade = env.Masquerade && !c.NoIPMasq
-	options := append(env.Options(), c.versionOptions(ctx, config)...)
+	options, err := c.options(ctx, env, config)
+	if err != nil {
+		return err
+	}
 	if c.Format == "json" {
 		return c.writeJSON(options)
 	}
@@ -64,9 +67,9 @@ func (c *dockerOptsCmd) check() error {
 	return nil
 }
 
-// versionOptions returns what this dockerd needs beyond what all take. It says so if it can't be sure of the version. The
-// running dockerd isn't asked: Docker may be waiting for this command, and connecting to its socket would wait for Docker.
-func (c *dockerOptsCmd) versionOptions(ctx context.Context, config docker.Config) (known []docker.Option) {
+// options returns what this dockerd must be told. It says so if it can't be sure of the version. The running dockerd isn't asked:
+// Docker may be waiting for this command, and connecting to its socket would wait for Docker.
+func (c *dockerOptsCmd) options(ctx context.Context, env docker.Env, config docker.Config) (known []docker.Option, err error) {
 	d, err := docker.Installed(ctx, c.Dockerd)
 	if err == nil && !d.Version.Tested() {
 		err = fmt.Errorf("%s has version %s, and tulle knows 20.10 to 29", d.Path, d.Version)
@@ -74,12 +77,12 @@ func (c *dockerOptsCmd) versionOptions(ctx context.Context, config docker.Config
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "tulle: %v: the options are those that it is sure to know\n", err)
 	}
-	for _, o := range docker.Needs(d.Version, c.firewall(config)).Options {
+	for _, o := range append(env.Options(), docker.Needs(d.Version, c.firewall(config)).Options...) {
 		if ok, err := d.Knows(ctx, o); ok && err == nil { // an error is a no: a dockerd that can't say was reported above
 			known = append(known, o)
 		}
 	}
-	return known
+	return known, env.Check(d.Version)
 }
 
 func (c *dockerOptsCmd) firewall(config docker.Config) docker.Firewall {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -115,6 +116,26 @@ func TestDockerOptsGoldens(t *testing.T) {
 	}
 }
 
+// TestDockerOptsIPv6 has what each version knows, and a network that it can't be part of.
+func TestDockerOptsIPv6(t *testing.T) {
+	const dual = "FLANNEL_SUBNET=10.5.65.1/24\nFLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64\nFLANNEL_IPMASQ=true\n"
+	const segment = dual + "TULLE_BRIDGE=10.5.65.1/16\nTULLE_IPV6_BRIDGE=fd00:0:0:1::1/48\n"
+	for _, test := range []struct{ env, version, want, refused string }{
+		{dual, "20.10.24", "--bip=10.5.65.1/24 --fixed-cidr-v6=fd00:0:0:1::/64 --ip-masq=false --ipv6", ""},
+		{dual, "28.5.2", "--bip6=fd00:0:0:1::1/64 --bip=10.5.65.1/24 --fixed-cidr-v6=fd00:0:0:1::/64 --ip-masq=false --ipv6", ""},
+		{segment, "28.5.2", "--bip6=fd00:0:0:1::1/48 --bip=10.5.65.1/16 --fixed-cidr-v6=fd00:0:0:1::/64 --fixed-cidr=10.5.65.0/24 --ip-masq=false --ipv6", ""},
+		{segment, "20.10.24", "", "Docker 28 can"},
+	} {
+		b := newBench(t, test.env, test.version, "{}")
+		stdout, stderr, code := b.run(t, "-c", "-d", "-")
+		options := strings.Fields(strings.Trim(strings.TrimPrefix(stdout, "DOCKER_OPTS="), "\"\n"))
+		slices.Sort(options)
+		if got := strings.Join(options, " "); got != test.want || code != 0 != (test.refused != "") || !strings.Contains(stderr, test.refused) {
+			t.Errorf("%q for %s: exit code %d, %s%s", test.env, test.version, code, stdout, stderr)
+		}
+	}
+}
+
 func TestDockerOptsEnvFiles(t *testing.T) {
 	for env, want := range map[string]string{
 		"FLANNEL_SUBNET=10.5.65.1/24\n":                                       " --bip=10.5.65.1/24 ",
@@ -201,7 +222,7 @@ func TestDockerOptsRefuses(t *testing.T) {
 		want               []string
 	}{
 		"no env file":       {flannelEnv, "", "-f /nonexistent/subnet.env", []string{"/nonexistent/subnet.env is missing", "start tulle agent"}},
-		"no subnet":         {"FLANNEL_MTU=1450\n", "", "", []string{"subnet.env", "no FLANNEL_SUBNET"}},
+		"no subnet":         {"FLANNEL_MTU=1450\n", "", "", []string{"subnet.env", "neither FLANNEL_SUBNET nor"}},
 		"bad subnet":        {"FLANNEL_SUBNET=10.5\n", "", "", []string{"FLANNEL_SUBNET=10.5 is not"}},
 		"bip twice":         {flannelEnv, `{"bip": "10.5.65.1/24"}`, "", []string{"daemon.json sets bip,", "--format json"}},
 		"mtu, masq twice":   {flannelEnv, `{"mtu": 1400, "ip-masq": true}`, "", []string{"sets ip-masq, mtu,"}},

@@ -72,14 +72,14 @@ func (c *labFleetCmd) fleet(ctx context.Context, client *etcd.Client) (etcd.Flee
 	if err != nil {
 		return etcd.FleetOptions{}, fmt.Errorf("simulated hosts can only have vxlan, and the stored config can't be used for that: %w", err)
 	}
-	announce := func(public netip.Addr) subnet.Lease {
-		return b.Announce(backend.Host{Config: stored.Config, Underlay: backend.Underlay{Public: subnet.PairOf(subnet.IPv4, public)}})
+	announce := func(public subnet.Pair[netip.Addr]) subnet.Lease {
+		return b.Announce(backend.Host{Config: stored.Config, Underlay: backend.Underlay{Public: public}})
 	}
-	if name := announce(netip.IPv4Unspecified()).Backend; name != "vxlan" {
+	if name := announce(subnet.Pair[netip.Addr]{}).Backend; name != "vxlan" {
 		return etcd.FleetOptions{}, fmt.Errorf("the network's backend is %s, simulated hosts can only have vxlan", name)
 	}
 	return etcd.FleetOptions{Leases: c.Leases, Churn: c.Churn, Watchers: c.Watchers, For: c.For, Leave: c.Leave,
-		Range: stored.Config.Range.V4, Announce: announce}, nil
+		Range: stored.Config.Range, Announce: announce}, nil
 }
 
 const (

@@ -27,10 +27,11 @@ type labName struct {
 }
 
 type labOptions struct {
-	labName `embed:""`
-	Hosts   int    `default:"3" help:"How many hosts (${minHosts} to ${maxHosts})."`
-	Backend string `help:"How packets are carried: vxlan (the default), host-gw, wireguard, udp, ipip, l2." placeholder:"TYPE" xor:"network"`
-	Network string `help:"The whole config of the network, in place of --backend." placeholder:"JSON" xor:"network"`
+	labName  `embed:""`
+	Hosts    int    `default:"3" help:"How many hosts (${minHosts} to ${maxHosts})."`
+	Backend  string `help:"How packets are carried: vxlan (the default), host-gw, wireguard, udp, ipip, l2." placeholder:"TYPE" xor:"network"`
+	Network  string `help:"The whole config of the network, in place of --backend." placeholder:"JSON" xor:"network"`
+	Underlay string `default:"ipv4" enum:"ipv4,ipv6,both" help:"Families of the hosts' own addresses: ipv4, ipv6 or both."`
 }
 
 // up makes the lab.
@@ -43,7 +44,7 @@ func (o labOptions) up(ctx context.Context, say func(string, ...any)) (*lab.Lab,
 		return nil, err
 	}
 	config := cmp.Or(o.Network, fmt.Sprintf(`{"Network":"10.5.0.0/16","Backend":{"Type":%q}}`, cmp.Or(o.Backend, "vxlan")))
-	return lab.Up(ctx, lab.Options{Name: o.Name, Hosts: o.Hosts, Binary: self, Config: config, Prefix: "/coreos.com/network", Forward: "DROP"}, say)
+	return lab.Up(ctx, lab.Options{Name: o.Name, Hosts: o.Hosts, Binary: self, Config: config, Families: o.Underlay, Prefix: "/coreos.com/network", Forward: "DROP"}, say)
 }
 
 // progress prints a step with the time since the first.

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -91,47 +93,80 @@ func (c *leaseLsCmd) Run(ctx context.Context) error {
 	return w.Flush()
 }
 
-func subnetText(l subnet.Lease) string {
-	text := ""
-	for _, p := range l.Subnet.All() {
-		if text != "" {
-			text += " "
-		}
-		text += p.String()
-	}
-	return text
-}
+func subnetText(l subnet.Lease) string { return words(l.Subnet) }
 
 // publicIP is where a lease's host is reached.
-func publicIP(l subnet.Lease) string {
-	for _, a := range l.PublicIP.All() {
-		return a.String()
+func publicIP(l subnet.Lease) string { return words(l.PublicIP) }
+
+// words are a pair's values, apart by a space.
+func words[T interface {
+	comparable
+	fmt.Stringer
+}](p subnet.Pair[T]) string {
+	var texts []string
+	for _, v := range p.All() {
+		texts = append(texts, v.String())
 	}
-	return ""
+	return strings.Join(texts, " ")
 }
 
 type leaseReserveCmd struct {
 	etcdFlags `embed:""`
-	Subnet    netip.Prefix `arg:"" help:"As in 10.5.7.0/24."`
-	PublicIP  netip.Addr   `arg:"" name:"public-ip" help:"The host's address on the underlay."`
+	What      []string `arg:"" name:"subnet-and-public-ip" help:"A subnet, as in 10.5.7.0/24, and its host's address on the underlay; or one of each family."`
 }
 
 func (c *leaseReserveCmd) Run(ctx context.Context) error {
+	subnets, host, err := reservation(c.What)
+	if err != nil {
+		return err
+	}
 	client, err := c.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if err := client.Reserve(ctx, c.Subnet, c.PublicIP); err != nil {
+	if err := client.Reserve(ctx, subnets, host); err != nil {
 		return err
 	}
-	fmt.Printf("%s is reserved for %s; a host that holds another subnet takes it when its agent starts next\n", c.Subnet, c.PublicIP)
+	fmt.Printf("%s is reserved for %s; a host that holds another subnet takes it when its agent starts next\n", words(subnets), words(host))
+	return nil
+}
+
+// reservation reads what is to be reserved, and for which host: what has a slash is a subnet.
+func reservation(texts []string) (subnets subnet.Pair[netip.Prefix], host subnet.Pair[netip.Addr], err error) {
+	for _, text := range texts {
+		if strings.Contains(text, "/") {
+			err = put(&subnets, text, "a subnet like 10.5.7.0/24", netip.ParsePrefix, netip.Prefix.Addr)
+		} else {
+			err = put(&host, text, "an address like 192.0.2.7", netip.ParseAddr, netip.Addr.Unmap)
+		}
+		if err != nil {
+			return subnets, host, err
+		}
+	}
+	if words(subnets) == "" || words(host) == "" {
+		err = errors.New("name a subnet and its host's address on the underlay, or one of each family, as in 10.5.7.0/24 fd12:3456:0:7::/64 192.0.2.7 2001:db8::7")
+	}
+	return subnets, host, err
+}
+
+// put parses a text into the place of its family, which must be empty.
+func put[T comparable](p *subnet.Pair[T], text, like string, parse func(string) (T, error), addr func(T) netip.Addr) error {
+	v, err := parse(text)
+	if err != nil {
+		return fmt.Errorf("%q is not %s", text, like)
+	}
+	f := subnet.FamilyOf(addr(v))
+	if already := p.Of(f); already != *new(T) {
+		return fmt.Errorf("%s and %v are both %s: a host has one of each family", text, already, f)
+	}
+	*p.At(f) = v
 	return nil
 }
 
 type leaseReleaseCmd struct {
 	etcdFlags `embed:""`
-	Subnet    netip.Prefix `arg:"" help:"As in 10.5.7.0/24."`
+	Subnet    string `arg:"" help:"As in 10.5.7.0/24: any of its subnets, or its key in etcd."`
 }
 
 func (c *leaseReleaseCmd) Run(ctx context.Context) error {
@@ -144,6 +179,6 @@ func (c *leaseReleaseCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s is released; it was %s's, which takes it again if its agent still runs\n", c.Subnet, dash(publicIP(l)))
+	fmt.Printf("%s is released; it was %s's, which takes it again if its agent still runs\n", cmp.Or(subnetText(l), c.Subnet), dash(publicIP(l)))
 	return nil
 }

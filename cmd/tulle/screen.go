@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -130,7 +129,7 @@ func span(d time.Duration) string {
 	return fmt.Sprintf("%d s", d/time.Second)
 }
 
-func join[T netip.Addr | netip.Prefix](list []T) string {
+func join[T any](list []T) string {
 	texts := make([]string, len(list))
 	for i, v := range list {
 		texts[i] = fmt.Sprint(v)

@@ -147,14 +147,23 @@ func encryptionText(n api.Network) string {
 // overlayText says how packets are carried. What the backend doesn't have is left out.
 func overlayText(n api.Network) string {
 	text := fmt.Sprintf("%s by %s", join(n.Ranges), n.Backend)
+	names, ports := []string{n.Device}, []uint16{n.Port}
+	for _, d := range n.Devices {
+		if !slices.Contains(names, d.Name) {
+			names = append(names, d.Name)
+		}
+		if !slices.Contains(ports, d.Port) {
+			ports = append(ports, d.Port)
+		}
+	}
 	if n.Device != "" {
-		text += " on " + n.Device
+		text += " on " + join(names)
 	}
 	if n.VNI != 0 {
 		text += fmt.Sprintf(", VNI %d", n.VNI)
 	}
 	if n.Port != 0 {
-		text += fmt.Sprintf(", UDP %d", n.Port)
+		text += ", UDP " + join(ports)
 	}
 	return text + fmt.Sprintf(", MTU inside %d", n.MTU)
 }
@@ -210,14 +219,29 @@ func (c *statusCmd) peerRows(peers []api.Peer, now time.Time) [][]cell {
 		head = append(head, cells("ANSWERED", "CHANGED")...)
 	}
 	rows := [][]cell{append(head, cell{" ", plain})}
-	tones := map[api.State]tone{api.Unreachable: bad, api.LeftOut: warn, api.Unknown: dim, api.Reachable: good}
 	for _, p := range peers {
-		row := []cell{{cmp.Or(join(p.Subnets), printable(p.Key)), plain}, {join(p.PublicIPs), plain}, {string(p.State), tones[p.State]},
+		row := []cell{{cmp.Or(join(p.Subnets), printable(p.Key)), plain}, {join(p.PublicIPs), plain}, {string(p.State), toneOf(p.State)},
 			{trip(p.Overlay), plain}, {trip(p.Underlay), plain}, {loss(p.Overlay), plain}}
 		if c.Wide {
 			row = append(row, cell{answered(p.Overlay, now), plain}, cell{changed(p, now), plain})
 		}
 		rows = append(rows, append(row, cell{cmp.Or(p.Why, " "), plain}))
+		if c.Wide {
+			rows = append(rows, familyRows(p, now)...)
+		}
+	}
+	return rows
+}
+
+func toneOf(s api.State) tone {
+	return map[api.State]tone{api.Unreachable: bad, api.LeftOut: warn, api.Unknown: dim, api.Reachable: good}[s]
+}
+
+// familyRows are those below a peer's own with two families, one for each.
+func familyRows(p api.Peer, now time.Time) (rows [][]cell) {
+	for _, f := range p.Families {
+		rows = append(rows, []cell{{"  " + f.Family, dim}, {f.To.String(), plain}, {string(f.State), toneOf(f.State)},
+			{trip(f.Overlay), plain}, {trip(f.Underlay), plain}, {loss(f.Overlay), plain}, {answered(f.Overlay, now), plain}, {" ", plain}})
 	}
 	return rows
 }

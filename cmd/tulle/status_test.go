@@ -87,6 +87,53 @@ PEER          PUBLIC IP  STATE        OVERLAY  UNDERLAY  LOSS   ANSWERED  CHANGE
 	}
 }
 
+// Hosts with both families: a peer's row has all that it has, and tells of the family that is worse off; --wide tells of each.
+func TestStatusOfBothFamilies(t *testing.T) {
+	t.Parallel()
+	status := aStatus()
+	add := func(list *[]netip.Prefix, p string) { *list = append(*list, netip.MustParsePrefix(p)) }
+	add(&status.Lease.Subnets, "fd12:3456:0:1::/64")
+	add(&status.Network.Ranges, "fd12:3456::/48")
+	add(&status.Docker.Addresses, "fd12:3456:0:1::1/64")
+	status.Network.MTU = 1430
+	status.Network.Devices = []api.Device{{Name: "tulle.1", Port: 8472}, {Name: "tulle-v6.1", Port: 8472}}
+	status.Underlay.Addresses = append(status.Underlay.Addresses, netip.MustParseAddr("2001:db8::1"))
+	status.Underlay.PublicIPs = status.Underlay.Addresses
+	status.Peers = api.PeerCount{Total: 2, Reachable: 1, Unreachable: 1}
+	status.LeftOut = map[string]int{"other-family": 1}
+	well, ill := aPeer(2, api.Reachable), aPeer(3, api.Unreachable)
+	for _, p := range []*api.Peer{&well, &ill} {
+		add(&p.Subnets, fmt.Sprintf("fd12:3456:0:%s::/64", p.Subnets[0].Addr().String()[7:]))
+		p.PublicIPs = append(p.PublicIPs, netip.MustParseAddr("2001:db8::"+p.Subnets[0].Addr().String()[7:]))
+		p.Families = []api.Family{{Family: "IPv4", To: p.PublicIPs[0], State: api.Reachable, Overlay: well.Overlay, Underlay: p.Underlay},
+			{Family: "IPv6", To: p.PublicIPs[1], State: p.State, Overlay: p.Overlay, Underlay: p.Underlay}}
+	}
+	ill.Why = "IPv4 gets through, IPv6 does not: is UDP port 8472 blocked?"
+	left := api.Peer{Key: "fd12:3456:0:4::-64", Subnets: []netip.Prefix{netip.MustParsePrefix("fd12:3456:0:4::/64")}, PublicIPs: []netip.Addr{netip.MustParseAddr("2001:db8::4")}, State: api.LeftOut, Why: "other-family: its host has fd12:3456:0:4::/64, this host 10.5.1.0/24"}
+	head := `web1  ready, but 1 unreachable peer of 2: see tulle doctor
+lease     10.5.1.0/24, fd12:3456:0:1::/64, renewed 1 min 30 s ago, expires in 23 h 58 min
+underlay  192.0.2.1, 2001:db8::1 on eth0, MTU 1500
+overlay   10.5.0.0/16, fd12:3456::/48 by vxlan on tulle.1, tulle-v6.1, VNI 1, UDP 8472, MTU inside 1430
+etcd      connected to http://192.0.2.9:2379, revision 7
+docker    bridge docker0 has 10.5.1.1/24, fd12:3456:0:1::1/64
+left out  1 lease: other-family
+`
+	if got, want := shown(t, statusCmd{}, status, well, ill, left), head+`PEER                             PUBLIC IP               STATE        OVERLAY  UNDERLAY  LOSS
+10.5.0.3/32, fd12:3456:0:3::/64  192.0.0.3, 2001:db8::3  unreachable  0.42 ms  0.21 ms   100 %  IPv4 gets through, IPv6 does not: is UDP port 8472 blocked?
+fd12:3456:0:4::/64               2001:db8::4             left-out     -        -         -      other-family: its host has fd12:3456:0:4::/64, this host 10.5.1.0/24
+10.5.0.2/32, fd12:3456:0:2::/64  192.0.0.2, 2001:db8::2  reachable    0.42 ms  0.21 ms   0 %
+`; got != want {
+		t.Errorf("%swant:\n%s", got, want)
+	}
+	if got, want := shown(t, statusCmd{Wide: true}, status, ill), head+`PEER                             PUBLIC IP               STATE        OVERLAY  UNDERLAY  LOSS   ANSWERED  CHANGED
+10.5.0.3/32, fd12:3456:0:3::/64  192.0.0.3, 2001:db8::3  unreachable  0.42 ms  0.21 ms   100 %  3 s ago   -        IPv4 gets through, IPv6 does not: is UDP port 8472 blocked?
+  IPv4                           192.0.0.3               reachable    0.42 ms  0.21 ms   0 %    3 s ago
+  IPv6                           2001:db8::3             unreachable  0.42 ms  0.21 ms   100 %  3 s ago
+`; got != want {
+		t.Errorf("--wide:\n%swant:\n%s", got, want)
+	}
+}
+
 func TestStatusOfMany(t *testing.T) {
 	t.Parallel()
 	status := aStatus()

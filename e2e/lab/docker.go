@@ -127,7 +127,7 @@ func (d *Docker) Inspect(ctx context.Context, name string) (*Container, error) {
 		State           struct{ Pid int }
 		NetworkSettings struct {
 			IPAddress netip.Addr
-			Networks  map[string]struct{ IPAddress string }
+			Networks  map[string]struct{ IPAddress, GlobalIPv6Address string }
 		}
 	}
 	if err := json.Unmarshal([]byte(text), &list); err != nil || len(list) != 1 {
@@ -135,7 +135,14 @@ func (d *Docker) Inspect(ctx context.Context, name string) (*Container, error) {
 	}
 	c := &Container{Name: name, Namespace: d.lab.namespace(d.Host.Name + "-" + name)}
 	for _, network := range list[0].NetworkSettings.Networks {
-		c.Address, _ = netip.ParseAddr(network.IPAddress) // none for --net=host and the like
+		for _, text := range []string{network.IPAddress, network.GlobalIPv6Address} {
+			if a, err := netip.ParseAddr(text); err == nil { // none for --net=host and the like
+				c.Addresses = append(c.Addresses, a)
+			}
+		}
+	}
+	if len(c.Addresses) > 0 {
+		c.Address = c.Addresses[0]
 	}
 	if err := deleteNamespace(c.Namespace); err != nil {
 		return nil, err

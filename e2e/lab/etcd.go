@@ -54,18 +54,17 @@ func (l *Lab) Endpoints() string {
 // makeMembers makes the places that etcd is to run in.
 func (l *Lab) makeMembers() error {
 	if l.Members <= 1 {
-		l.Server = &Member{Name: "etcd", Namespace: l.Underlay(), Address: gateway, Data: filepath.Join(l.Dir(), "etcd")}
+		l.Server = &Member{Name: "etcd", Namespace: l.Underlay(), Address: segments[l.Families][0].gateway, Data: filepath.Join(l.Dir(), "etcd")}
 		return nil
 	}
 	for n := range l.Members {
 		name := fmt.Sprintf("etcd%d", n+1)
-		address := underlay.Addr().As4()
-		address[3] = byte(2 + n)
-		m := &Member{Name: name, Namespace: l.namespace(name), Address: netip.AddrFrom4(address), Data: filepath.Join(l.Dir(), name)}
+		ends := l.ends(2 + n)
+		m := &Member{Name: name, Namespace: l.namespace(name), Address: ends[0].address.Addr(), Data: filepath.Join(l.Dir(), name)}
 		if err := newNamespace(m.Namespace); err != nil {
 			return err
 		}
-		if err := plug(l.Underlay(), "underlay", name, m.Namespace, netip.PrefixFrom(m.Address, underlay.Bits()), gateway, 1500); err != nil {
+		if err := plug(l.Underlay(), "underlay", name, m.Namespace, 1500, ends...); err != nil {
 			return fmt.Errorf("plug %s into the underlay: %w", name, err)
 		}
 		if n == 0 {

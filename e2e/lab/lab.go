@@ -5,7 +5,6 @@
 package lab
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,28 +43,62 @@ var readyWait = func() time.Duration {
 	return 30 * time.Second
 }()
 
-// The underlay's addresses (RFC 5737), and an address that is neither the underlay's nor the overlay's.
+// segment is a family's part of the underlay.
+type segment struct {
+	prefix  netip.Prefix
+	gateway netip.Addr // a single etcd is at the first segment's
+	outside netip.Addr // neither the underlay's nor the overlay's
+}
+
+// The underlay's addresses (RFC 5737, RFC 3849).
 var (
-	underlay  = netip.MustParsePrefix("192.0.2.0/24")
-	gateway   = netip.MustParseAddr("192.0.2.1") // a single etcd is there, too
-	Outside   = netip.MustParseAddr("198.51.100.1")
-	nameRegex = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,15}$`)
+	ipv4Segment = segment{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParseAddr("192.0.2.1"), Outside}
+	ipv6Segment = segment{netip.MustParsePrefix("2001:db8::/64"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:ffff::1")}
+	segments    = map[string][]segment{"": {ipv4Segment}, "ipv4": {ipv4Segment}, "ipv6": {ipv6Segment}, "both": {ipv4Segment, ipv6Segment}}
 )
+
+// Outside is an address that is neither the underlay's nor the overlay's.
+var Outside = netip.MustParseAddr("198.51.100.1")
+
+var nameRegex = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,15}$`)
+
+// end is an interface's address, and the gateway that it is to have.
+type end struct {
+	address netip.Prefix
+	via     netip.Addr
+}
+
+// at is the end of the n-th machine on the segment.
+func (s segment) at(n int) end {
+	b := s.prefix.Addr().AsSlice()
+	b[len(b)-1] = byte(n)
+	a, _ := netip.AddrFromSlice(b)
+	return end{netip.PrefixFrom(a, s.prefix.Bits()), s.gateway}
+}
+
+// ends are those of the n-th machine on the underlay, one for each of its families.
+func (l *Lab) ends(n int) (ends []end) {
+	for _, s := range segments[l.Families] {
+		ends = append(ends, s.at(n))
+	}
+	return ends
+}
 
 // Options say what lab to make.
 type Options struct {
-	Name    string   // of the lab: several can stand side by side
-	Hosts   int      // to begin with
-	Binary  string   // path of tulle
-	Etcd    string   // path of etcd's own server; "" for the one in Binary
-	Members int      // of etcd's cluster; 0 and 1 for a single server
-	Quota   int      // what etcd may store, bytes; 0 for its own default
-	Config  string   // the network's config, JSON
-	Prefix  string   // of the keys in etcd
-	Agent   []string // more arguments for each agent
-	Forward string   // policy of the hosts' FORWARD chain: Docker sets DROP
-	Empty   bool     // hosts without a container: Docker is to make them
-	Bare    bool     // hosts and nothing else: no etcd, no agents
+	Name     string   // of the lab: several can stand side by side
+	Hosts    int      // to begin with
+	Binary   string   // path of tulle
+	Etcd     string   // path of etcd's own server; "" for the one in Binary
+	Members  int      // of etcd's cluster; 0 and 1 for a single server
+	Quota    int      // what etcd may store, bytes; 0 for its own default
+	Config   string   // the network's config, JSON
+	Families string   // of the underlay: ipv4, ipv6 or both; "" for ipv4
+	Prefix   string   // of the keys in etcd
+	Agent    []string // more arguments for each agent
+	Forward  string   // policy of the hosts' FORWARD chain: Docker sets DROP
+	Empty    bool     // hosts without a container: Docker is to make them
+	Bare     bool     // hosts and nothing else: no etcd, no agents
 }
 
 // Lab is a network on this machine.
@@ -83,7 +116,8 @@ type Lab struct {
 type Host struct {
 	Name      string
 	Namespace string
-	Address   netip.Addr // on the underlay
+	Address   netip.Addr   // on the underlay
+	Addresses []netip.Addr // all of them there, Address first
 	RunDir    string
 	Agent     *Process
 	Container *Container // nil until the host has a subnet
@@ -95,6 +129,8 @@ type Container struct {
 	Namespace string
 	Address   netip.Addr // on the overlay
 	Subnet    netip.Prefix
+	Addresses []netip.Addr // of both families, Address first
+	Subnets   []netip.Prefix
 	MTU       int
 }
 
@@ -106,6 +142,9 @@ func Up(ctx context.Context, o Options, say func(format string, args ...any)) (*
 	}
 	if o.Hosts < 1 || o.Hosts > MaxHosts {
 		return nil, fmt.Errorf("%d hosts: a lab has 1 to %d", o.Hosts, MaxHosts)
+	}
+	if _, known := segments[o.Families]; !known {
+		return nil, fmt.Errorf("%q can't be the underlay's families: it is ipv4, ipv6 or both", o.Families)
 	}
 	if o.Members < 0 || o.Members > maxMembers {
 		return nil, fmt.Errorf("%d members of etcd: a lab has up to %d", o.Members, maxMembers)
@@ -127,7 +166,11 @@ func (l *Lab) up(ctx context.Context) error {
 	if err := l.save(); err != nil {
 		return err
 	}
-	l.say("underlay: a bridge in a namespace of its own, %s", underlay)
+	var ranges []string
+	for _, s := range segments[l.Families] {
+		ranges = append(ranges, s.prefix.String())
+	}
+	l.say("underlay: a bridge in a namespace of its own, %s", strings.Join(ranges, " and "))
 	if err := l.makeUnderlay(); err != nil {
 		return err
 	}
@@ -227,34 +270,42 @@ func (l *Lab) makeUnderlay() error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(addAddr(bridge, netip.PrefixFrom(gateway, underlay.Bits())), addAddr(lo, netip.PrefixFrom(Outside, 32)), netlink.LinkSetUp(bridge))
+		errs := []error{netlink.LinkSetUp(bridge)}
+		for _, s := range segments[l.Families] {
+			errs = append(errs, addAddr(bridge, netip.PrefixFrom(s.gateway, s.prefix.Bits())), addAddr(lo, netip.PrefixFrom(s.outside, s.outside.BitLen())))
+		}
+		return errors.Join(errs...)
 	})
 }
 
 // NewHost makes a host's namespace and plugs it into the underlay. It has no agent yet.
 func (l *Lab) NewHost() (*Host, error) {
 	n := len(l.Nodes) + 1
-	address := underlay.Addr().As4()
-	address[3] = byte(10 + n)
-	name := fmt.Sprintf("host%d", n)
-	h := &Host{Name: name, Namespace: l.namespace(name), Address: netip.AddrFrom4(address), RunDir: filepath.Join(l.Dir(), name)}
+	name, ends := fmt.Sprintf("host%d", n), l.ends(10+n)
+	h := &Host{Name: name, Namespace: l.namespace(name), RunDir: filepath.Join(l.Dir(), name)}
+	for _, e := range ends {
+		h.Addresses = append(h.Addresses, e.address.Addr())
+	}
+	h.Address = h.Addresses[0]
 	if err := errors.Join(newNamespace(h.Namespace), os.MkdirAll(h.RunDir, 0o755)); err != nil {
 		return nil, err
 	}
-	if err := plug(l.Underlay(), "underlay", name, h.Namespace, netip.PrefixFrom(h.Address, underlay.Bits()), gateway, 1500); err != nil {
+	if err := plug(l.Underlay(), "underlay", name, h.Namespace, 1500, ends...); err != nil {
 		return nil, fmt.Errorf("plug %s into the underlay: %w", name, err)
 	}
 	if l.Forward != "" {
-		if _, err := Output(context.Background(), h.Namespace, "iptables", "-P", "FORWARD", l.Forward); err != nil {
-			return nil, err
+		for _, iptables := range []string{"iptables", "ip6tables"} {
+			if _, err := Output(context.Background(), h.Namespace, iptables, "-P", "FORWARD", l.Forward); err != nil {
+				return nil, err
+			}
 		}
 	}
 	l.Nodes = append(l.Nodes, h)
 	return h, nil
 }
 
-// plug lays a cable from a bridge to a namespace, where its end is eth0 with an address and a default route.
-func plug(bridgeNS, bridge, port, namespace string, address netip.Prefix, via netip.Addr, mtu int) error {
+// plug lays a cable from a bridge to a namespace, where its end is eth0, with an address and a default route for each of ends.
+func plug(bridgeNS, bridge, port, namespace string, mtu int, ends ...end) error {
 	target, err := netns.GetFromName(namespace)
 	if err != nil {
 		return err
@@ -277,51 +328,132 @@ func plug(bridgeNS, bridge, port, namespace string, address netip.Prefix, via ne
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(addAddr(eth0, address), netlink.LinkSetUp(eth0)); err != nil {
-			return err
-		}
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: via.AsSlice()})
+		return errors.Join(netlink.LinkSetUp(eth0), dress(eth0, ends))
 	})
 }
 
+// dress gives an interface addresses and default routes.
+func dress(link netlink.Link, ends []end) error {
+	var errs []error
+	for _, e := range ends {
+		errs = append(errs, addAddr(link, e.address), netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: e.via.AsSlice()}))
+	}
+	return errors.Join(errs...)
+}
+
+// addAddr adds an address that can be used at once: nobody else in a lab has it (IFA_F_NODAD).
 func addAddr(link netlink.Link, p netip.Prefix) error {
 	addr, err := netlink.ParseAddr(p.String())
 	if err != nil {
 		return err
 	}
+	if p.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
 	return netlink.AddrAdd(link, addr)
 }
 
-// NewContainer puts a container behind h's bridge, the way Docker does it from the env file.
+// Like returns which of c's addresses is of the same family as another; not valid if none is.
+func (c *Container) Like(other netip.Addr) netip.Addr {
+	for _, a := range c.Addresses {
+		if a.Is4() == other.Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// Outsides are addresses that are neither the underlay's nor the overlay's, one for each of the underlay's families.
+func (l *Lab) Outsides() (addrs []netip.Addr) {
+	for _, s := range segments[l.Families] {
+		addrs = append(addrs, s.outside)
+	}
+	return addrs
+}
+
+// NewContainer puts a container behind h's bridge, the way Docker does it from the env file. If h has one it stays, and gets the
+// addresses that a new one would have.
 func (l *Lab) NewContainer(h *Host) error {
 	env, err := h.Env()
 	if err != nil {
 		return err
 	}
-	subnet, err := netip.ParsePrefix(env["FLANNEL_SUBNET"])
-	if err != nil {
-		return fmt.Errorf("%s: FLANNEL_SUBNET: %w", h.Name, err)
-	}
-	bridge, err := netip.ParsePrefix(cmp.Or(env["TULLE_BRIDGE"], env["FLANNEL_SUBNET"]))
-	if err != nil {
-		return fmt.Errorf("%s: TULLE_BRIDGE: %w", h.Name, err)
-	}
-	mtu := 0
-	if _, err := fmt.Sscan(env["FLANNEL_MTU"], &mtu); err != nil {
+	name := strings.Replace(h.Name, "host", "c", 1)
+	c := &Container{Name: name, Namespace: l.namespace(name)}
+	if _, err := fmt.Sscan(env["FLANNEL_MTU"], &c.MTU); err != nil {
 		return fmt.Errorf("%s: FLANNEL_MTU: %w", h.Name, err)
 	}
-	name := strings.Replace(h.Name, "host", "c", 1)
-	c := &Container{Name: name, Namespace: l.namespace(name), Address: bridge.Addr().Next(), Subnet: subnet.Masked(), MTU: mtu}
+	ends, err := c.join(env)
+	if err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	if h.Container != nil { // it has addresses of what the network's families were
+		return l.renumber(h, c, ends)
+	}
 	if err := newNamespace(c.Namespace); err != nil {
 		return err
 	}
-	if err := plug(h.Namespace, "docker0", name, c.Namespace, netip.PrefixFrom(c.Address, bridge.Bits()), bridge.Addr(), mtu); err != nil {
+	if err := plug(h.Namespace, "docker0", name, c.Namespace, c.MTU, ends...); err != nil {
 		return fmt.Errorf("plug %s into %s: %w", name, h.Name, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h.Container = c
 	return l.save()
+}
+
+// renumber gives the container of a host that runs the addresses that a new one would have.
+func (l *Lab) renumber(h *Host, c *Container, ends []end) error {
+	err := In(c.Namespace, func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			addrs, err := netlink.AddrList(eth0, family)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				p, _ := netip.ParsePrefix(a.IPNet.String())
+				if ends = slices.DeleteFunc(ends, func(e end) bool { return e.address == p }); slices.Contains(c.Addresses, p.Addr()) || p.Addr().IsLinkLocalUnicast() {
+					continue
+				}
+				if err := netlink.AddrDel(eth0, &a); err != nil {
+					return err
+				}
+			}
+		}
+		return dress(eth0, ends)
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h.Container = c
+	return errors.Join(err, l.save())
+}
+
+// join gives c an address of each family that its host's env file has, and returns what its cable's end is to have.
+func (c *Container) join(env map[string]string) (ends []end, err error) {
+	for _, name := range []string{"FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"} {
+		if env[name] == "" {
+			continue
+		}
+		subnet, err := netip.ParsePrefix(env[name])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		bridge := subnet
+		if wider, err := netip.ParsePrefix(env["TULLE_BRIDGE"]); err == nil && wider.Addr() == subnet.Addr() { // all hosts are one segment
+			bridge = wider
+		}
+		ends = append(ends, end{netip.PrefixFrom(bridge.Addr().Next(), bridge.Bits()), bridge.Addr()})
+		c.Addresses, c.Subnets = append(c.Addresses, bridge.Addr().Next()), append(c.Subnets, subnet.Masked())
+	}
+	if len(ends) == 0 {
+		return nil, errors.New("the env file has no FLANNEL_SUBNET and no FLANNEL_IPV6_SUBNET")
+	}
+	c.Address, c.Subnet = c.Addresses[0], c.Subnets[0]
+	return ends, nil
 }
 
 // Env reads the host's env file.

@@ -17,17 +17,35 @@ import (
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	icmpHeader = 8  // bytes
-	ipHeader   = 20 // bytes, IPv4 without options
+	icmpHeader = 8 // bytes
 	answerWait = time.Second
 )
 
-// Flow is a stream of ICMP echo requests (RFC 792) from a namespace to an address.
+// echo is how a family asks for an echo (RFC 792, RFC 4443).
+type echo struct {
+	network         string // of package net
+	header          int    // of IP without options, bytes
+	protocol        int
+	request, reply  icmp.Type
+	level, mtu, set int // socket option that keeps packets from being fragmented
+}
+
+// echoOf is how an address is asked.
+func echoOf(a netip.Addr) echo {
+	if a.Is4() {
+		return echo{"ip4:icmp", 20, 1, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO}
+	}
+	return echo{"ip6:ipv6-icmp", 40, 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO}
+}
+
+// Flow is a stream of ICMP echo requests from a namespace to an address.
 type Flow struct {
+	echo
 	conn  *net.IPConn
 	to    *net.IPAddr
 	id    int
@@ -58,10 +76,10 @@ var flowID atomic.Int32
 
 // open makes a Flow that has sent nothing yet. size is that of its IP packets in bytes; they are never fragmented.
 func open(namespace string, to netip.Addr, size int) (*Flow, error) {
-	f := &Flow{to: &net.IPAddr{IP: to.AsSlice()}, id: (os.Getpid() + int(flowID.Add(1))) & 0xffff, size: size,
+	f := &Flow{echo: echoOf(to), to: &net.IPAddr{IP: to.AsSlice()}, id: (os.Getpid() + int(flowID.Add(1))) & 0xffff, size: size,
 		sent: map[int]time.Time{}, done: make(chan struct{})}
 	err := In(namespace, func() error {
-		conn, err := net.ListenIP("ip4:icmp", nil)
+		conn, err := net.ListenIP(f.network, nil)
 		if err != nil {
 			return err
 		}
@@ -72,7 +90,7 @@ func open(namespace string, to netip.Addr, size int) (*Flow, error) {
 		}
 		var optErr error
 		err = raw.Control(func(fd uintptr) {
-			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+			optErr = unix.SetsockoptInt(int(fd), f.level, f.mtu, f.set)
 		})
 		return errors.Join(err, optErr)
 	})
@@ -163,7 +181,7 @@ func (f *Flow) send() {
 	n := f.count
 	f.sent[n&0xffff] = time.Now()
 	f.mu.Unlock()
-	request := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: f.id, Seq: n & 0xffff, Data: make([]byte, f.size-ipHeader-icmpHeader)}}
+	request := icmp.Message{Type: f.request, Body: &icmp.Echo{ID: f.id, Seq: n & 0xffff, Data: make([]byte, f.size-f.header-icmpHeader)}}
 	packet, err := request.Marshal(nil)
 	if err == nil {
 		_, err = f.conn.WriteToIP(packet, f.to)
@@ -185,12 +203,12 @@ func (f *Flow) receive() {
 		if err != nil { // what an ICMP error told the socket: the packet it is about is lost
 			continue
 		}
-		m, err := icmp.ParseMessage(1, buffer[:n])
-		if err != nil || m.Type != ipv4.ICMPTypeEchoReply || !from.IP.Equal(f.to.IP) {
+		m, err := icmp.ParseMessage(f.protocol, buffer[:n])
+		if err != nil || m.Type != f.reply || !from.IP.Equal(f.to.IP) {
 			continue
 		}
-		if echo, ok := m.Body.(*icmp.Echo); ok && echo.ID == f.id {
-			f.answer(echo.Seq)
+		if e, ok := m.Body.(*icmp.Echo); ok && e.ID == f.id {
+			f.answer(e.Seq)
 		}
 	}
 }
