@@ -51,6 +51,9 @@ func (a *Agent) sayEtcd() {
 // sayFilter says how the packet filter's rules are made.
 func (a *Agent) sayFilter() {
 	name, why := a.firewall.Chosen()
+	if name == "" { // nothing could be looked at yet, of which the failure tells
+		return
+	}
 	a.say("packet filter", slog.LevelInfo, "packet filter", "by", name, "why", why)
 }
 

@@ -126,6 +126,31 @@ func TestSwitch(t *testing.T) {
 	}
 }
 
+// An agent that runs follows the network's config, and Docker's.
+func TestSwitchWhileRunning(t *testing.T) {
+	eachVariant(t, func(s sandbox) {
+		filter, plain := s.fresh(Auto), dual(besideDocker())
+		wanted, marked := plain, plain
+		wanted.NFTables, marked.Mark = true, 0x1000000
+		seen := map[backend.Firewall]string{}
+		for range 2 {
+			for _, f := range []backend.Firewall{plain, wanted, plain, marked} {
+				if _, err := filter.Apply(s.Context(), f); err != nil {
+					s.Fatal(err)
+				}
+				now, before := s.state(), seen[f]
+				if before != "" && before != now {
+					s.Errorf("%s was\n%s\nis\n%s", f, before, now)
+				}
+				if byNFT := f != plain; byNFT != strings.Contains(now, "table inet tulle") || byNFT == strings.Contains(now, "TULLE-") {
+					s.Errorf("%s is\n%s", f, now)
+				}
+				seen[f] = now
+			}
+		}
+	})
+}
+
 // state is everything that is in the packet filter, chain by chain: in which order these were made is left out.
 func (s sandbox) state() string {
 	s.Helper()
