@@ -113,31 +113,42 @@ func (r route) connected() bool {
 	return r.scope == unix.RT_SCOPE_LINK || r.dst.Addr().Is6() && !r.gateway.IsValid()
 }
 
-// setAddr adds an address, or to one that is there the connected route that it has lost.
+// setAddr adds an address, or mends one that is there.
 func (k *Kernel) setAddr(a backend.Addr, _ struct{}) error {
-	add := func() error { return k.changeAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a) }
-	err := add()
+	err := k.addAddr(a)
 	switch {
-	case errors.Is(err, unix.EACCES) && a.Prefix.Addr().Is6(): // net.ipv6.conf.default.disable_ipv6 is 1 on many hosts
+	case errors.Is(err, unix.EEXIST):
+		return k.mendAddr(a)
+	case errors.Is(err, unix.EACCES): // net.ipv6.conf.default.disable_ipv6 is 1 on many hosts
 		if err := setSysctl("net/ipv6/conf/"+a.Dev+"/disable_ipv6", "0"); err != nil {
 			return err
 		}
-		return add()
+		return k.addAddr(a)
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("this kernel has no %s: boot it without ipv6.disable=1", subnet.FamilyOf(a.Prefix.Addr()))
-	case !errors.Is(err, unix.EEXIST):
-		return err
-	}
-	there, err := k.conn.findAddr(k.devices[a.Dev], a.Prefix)
-	switch {
-	case err == nil && there.unproven():
-		if err = k.deleteAddr(a, struct{}{}); err == nil {
-			err = add()
-		}
-	case err == nil && !a.Prefix.IsSingleIP():
-		err = k.setConnectedRoute(a)
 	}
 	return err
+}
+
+func (k *Kernel) addAddr(a backend.Addr) error {
+	return k.changeAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a)
+}
+
+// mendAddr sets an address anew that can't be used, and gives back the connected route to one that has lost it.
+func (k *Kernel) mendAddr(a backend.Addr) error {
+	there, err := k.conn.findAddr(k.devices[a.Dev], a.Prefix)
+	switch {
+	case err != nil:
+		return err
+	case there.unproven():
+		if err := k.deleteAddr(a, struct{}{}); err != nil {
+			return err
+		}
+		return k.addAddr(a)
+	case a.Prefix.IsSingleIP():
+		return nil
+	}
+	return k.setConnectedRoute(a)
 }
 
 // findAddr returns a device's address as it is now; the zero one if there is none.

@@ -189,8 +189,12 @@ func (b *bell) changes(kind uint16, a ifAddr) bool {
 	return a != before
 }
 
-// ours reports whether a notification of a neighbour or FDB entry may be of one of ours: not if the kernel learned it, or forgot it.
+// ours reports whether a notification of a neighbour or FDB entry may be of one of ours: not if the kernel learned it, or forgot it,
+// nor if it is of a group, as the kernel makes them for what IPv6 says to routers, and collects them when there are many neighbours.
 func (b *bell) ours(data []byte) bool {
+	if parseNeighbour(data).dst.IsMulticast() {
+		return false
+	}
 	learns, watched := b.tunnels[int(number(data[4:]))]
 	permanent := binary.NativeEndian.Uint16(data[8:])&unix.NUD_PERMANENT != 0
 	return watched && (permanent || data[0] != unix.AF_BRIDGE || !learns)

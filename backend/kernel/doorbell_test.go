@@ -137,6 +137,8 @@ func TestDoorbellIsQuiet(t *testing.T) {
 				ip addr add 10.5.1.7/24 dev inside2
 				ip neigh add 10.5.1.9 lladdr 02:cc:00:00:00:01 dev docker0
 				ip neigh add 192.0.2.9 lladdr 02:cc:00:00:00:01 dev eth0
+				ip neigh add ff02::16 lladdr 33:33:00:00:00:16 dev tulle.1 nud noarp
+				ip neigh del ff02::16 dev tulle.1
 				bridge fdb add 02:cc:00:00:00:02 dev veth2 master
 				ip link set veth2 master br-other
 				ip link del veth2

@@ -208,3 +208,13 @@ func TestUnprovenAddress(t *testing.T) {
 	}
 	s.converged(k, want)
 }
+
+// A kernel that was booted without IPv6 can't be had on demand: a test refuses in its place.
+func TestNoIPv6InTheKernel(t *testing.T) {
+	s := newSandbox(t)
+	dual := networks()[1]
+	k, want := s.open(), newPlanOn(t, dual.local, dual.config, 0).State()
+	k.conn.fault = always(unix.RTM_NEWADDR, unix.EOPNOTSUPP)
+	_, err := k.Apply(t.Context(), want)
+	wantError(t, err, "this kernel has no IPv6: boot it without ipv6.disable=1")
+}
