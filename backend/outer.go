@@ -70,51 +70,48 @@ type Leg struct {
 
 // Legs are those to l's host, which is a peer, by the family inside: of each that both hosts have there and packets are carried of.
 func (p *Plan) Legs(l subnet.Lease) (legs subnet.Pair[Leg]) {
-	part, err := p.backend.Peer(p.host, l)
-	if err != nil {
-		return legs
+	inside, routed := p.Inside(l), false
+	for _, prefix := range l.Subnet.All() {
+		_, ok := p.routes.total[prefix]
+		routed = routed || ok
 	}
-	inside := p.Inside(l)
 	for f := range p.host.subnets().All() {
 		prefix := l.Subnet.Of(f)
-		if route, carried := part.route(prefix); carried {
-			*legs.At(f) = Leg{prefix, inside.Of(f), cmp.Or(part.to(prefix, route), p.host.nearest(l, f)), p.State().outerBy(cmp.Or(route.Dev, p.State().Outer().Device))}
+		route, ok := p.routes.total[prefix]
+		if !prefix.IsValid() || routed && !ok {
+			continue
 		}
+		outer := p.State().outerBy(route.Dev)
+		if !ok {
+			outer = p.State().Outer()
+		}
+		*legs.At(f) = Leg{prefix, inside.Of(f), p.to(l, prefix, route), outer}
 	}
 	return legs
 }
 
-// route is the one to a peer's subnet: the zero Route where there are none at all, and false where there are others only.
-func (p Part) route(prefix netip.Prefix) (Route, bool) {
-	for _, r := range p.Routes {
-		if r.Key == prefix {
-			return r.Value, true
-		}
+// to is where on the underlay is sent what is for a peer's subnet, which has a route, or the zero Route.
+func (p *Plan) to(l subnet.Lease, prefix netip.Prefix, route Route) netip.Addr {
+	if mac, ok := p.neighbours.total[NeighbourKey{route.Dev, route.Via}]; ok {
+		return p.fdb.total[FDBKey{route.Dev, mac}]
 	}
-	return Route{}, prefix.IsValid() && len(p.Routes) == 0
-}
-
-// to is where on the underlay what has a route is sent; not valid if p does not say.
-func (p Part) to(prefix netip.Prefix, route Route) netip.Addr {
-	for _, r := range p.FDB {
-		if r.Key.Dev == route.Dev {
-			return r.Value
-		}
+	if end, ok := p.endpoints.total[EndpointKey{route.Dev, prefix}]; ok {
+		return end.Addr()
 	}
-	for _, r := range p.Endpoints {
-		if r.Key.Prefix == prefix {
-			return r.Value.Addr()
-		}
+	if route.Via.IsValid() {
+		return route.Via
 	}
-	for _, r := range p.Peers {
-		if r.Value.Allowed.Of(subnet.FamilyOf(prefix.Addr())) == prefix {
+	family := subnet.FamilyOf(prefix.Addr())
+	part, _ := p.backend.Peer(p.host, l) // it is not left out
+	for _, r := range part.Peers {
+		if r.Value.Allowed.Of(family) == prefix {
 			return r.Value.Endpoint.Addr()
 		}
 	}
-	for _, r := range p.Floods {
+	for _, r := range part.Floods {
 		return r.Key.Dst
 	}
-	return route.Via
+	return p.host.nearest(l, family)
 }
 
 // nearest is l's address on the underlay that packets are sent to which the backend has no say in: of the family f, if both hosts have that.
