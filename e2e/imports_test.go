@@ -19,7 +19,7 @@ func TestImports(t *testing.T) {
 		"backend/extension": {"backend", "subnet"},
 		"backend/firewalld": {"backend", "subnet"},
 		"backend/kernel":    {"backend", "subnet"},
-		"backend/l2":        {"backend", "backend/kernel"},
+		"backend/l2":        {"backend", "backend/kernel", "subnet"},
 		"backend/netfilter": {"backend", "subnet"},
 		"backend/udp":       {"backend", "subnet"},
 		"backend/wireguard": {"backend", "subnet"},
