@@ -99,7 +99,7 @@ type overlay struct {
 // known reports whether it is known by which devices the overlay's packets come in.
 func (o overlay) known() bool { return o.From != backend.Devices{} && o.Bridge != "" }
 
-// in are copies of r for each of the devices.
+// inBy are copies of r, one for each of the devices.
 func (r rule) inBy(devices ...string) (rules []rule) {
 	for _, r.in = range devices {
 		rules = append(rules, r)
