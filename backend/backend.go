@@ -201,10 +201,11 @@ func (h Host) common(mtu int) State {
 	return s
 }
 
-// bridgeMAC does not change when a family is added to the network: containers know it as their gateway's.
+// bridgeMAC does not change with the network's families: containers know it as their gateway's. A host's subnets have one index in their
+// ranges, if that was free (subnet.PickEach).
 func (h Host) bridgeMAC() MAC {
 	for f, p := range h.subnets().All() {
-		return deriveMAC("bridge", subnet.FormatKey(subnet.PairOf(f, p)))
+		return deriveMAC("bridge", fmt.Sprint(h.Config.Range.Of(f).Index(p)))
 	}
 	return deriveMAC("bridge")
 }

@@ -144,7 +144,7 @@ func TestMatrix(t *testing.T) {
 var dual = families{overlay: "both", underlay: "both"}
 
 // TestFamilyChange switches IPv6 on in a network of IPv4 that runs. The hosts follow one by one; IPv4 goes on without losing a packet, also to
-// and from a host that has not followed yet. Then IPv4 is switched off and on again: IPv6 stays where it is.
+// and from a host that has not followed yet. Then IPv4 is switched off and on again, and IPv6 goes on.
 func TestFamilyChange(t *testing.T) {
 	t.Parallel()
 	w := ways[0]
@@ -200,13 +200,7 @@ func TestFamilyChange(t *testing.T) {
 	if now := places(l); !maps.EqualFunc(both, now, func(a, b []netip.Prefix) bool { return a[1] == b[1] }) {
 		t.Errorf("hosts had %v, and have %v", both, now)
 	}
-	more(t, flows, 30)
-	for name, r := range stopAll(t, flows) {
-		t.Logf("%s: %d of %d packets lost", name, r.Lost(), r.Sent)
-		if lost := time.Duration(r.Lost()) * unhurried(flowInterval); lost > 2*time.Second { // the bridge has another MAC without IPv4
-			t.Errorf("%s: nothing came for %v", name, lost)
-		}
-	}
+	stopFlows(t, flows)
 }
 
 // places are the subnets of each host.

@@ -39,6 +39,9 @@ func (r Range) number(a netip.Addr) uint64 {
 	}
 }
 
+// Index is which of the range's subnets p is, counted from Min.
+func (r Range) Index(p netip.Prefix) uint64 { return r.number(p.Addr()) - r.number(r.Min) }
+
 // subnet is the range's i-th subnet.
 func (r Range) subnet(i uint64) netip.Prefix {
 	n := i + r.number(r.Min) - r.number(r.Network.Addr()) // counted from the network's start: fits in 63 bits
