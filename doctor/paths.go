@@ -39,12 +39,10 @@ func (f *Facts) lookAtPaths(ctx context.Context) error {
 	var tries errgroup.Group
 	for i := range f.Paths {
 		p := &f.Paths[i]
-		tries.Go(func() (err error) {
-			p.Underlay, err = answers(ctx, h.Underlay.Local.Of(p.outerFamily()), p.Public)
-			return err
-		})
+		outside, inside := h.Underlay.Local.Of(p.outerFamily()), f.inside(p.family())
+		tries.Go(func() (err error) { p.Underlay, err = answers(ctx, outside, p.Public); return err })
 		if p.Inside.IsValid() {
-			tries.Go(func() (err error) { p.Overlay, err = answers(ctx, f.inside(p.family()), p.Inside); return err })
+			tries.Go(func() (err error) { p.Overlay, err = answers(ctx, inside, p.Inside); return err })
 		}
 	}
 	if err := tries.Wait(); err != nil {

@@ -41,6 +41,7 @@ func (l *dockers) attach(t *testing.T, c *lab.Container, args ...string) *lab.Co
 	}
 	attached := *c
 	attached.Address = netip.MustParsePrefix(address).Addr()
+	attached.Addresses = []netip.Addr{attached.Address}
 	return &attached
 }
 

@@ -188,7 +188,7 @@ func TestFull(t *testing.T) {
 	}
 	launch(t, l, late)
 	eventually(t, 20*time.Second, "the fourth host says that there is no subnet left", func() error {
-		return logs(t, l, late, "out of subnets: 3 leased and 0 reserved of 3")
+		return logs(t, l, late, "out of subnets: of 3 for IPv4, 3 are leased and 0 reserved")
 	})
 	stop(t, l.Nodes[0])
 	env, err := l.Nodes[0].Env()

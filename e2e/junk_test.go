@@ -134,7 +134,7 @@ func malformed(n int, l *lab.Lab, odd, even []int) []junk {
 		{"10.5.0.0-16", lease("198.19.0.1", "0a:00:00:01:00:01", 1), "outside-network"},
 		{"10.9.0.0-24", lease("198.19.0.1", "0a:00:00:01:00:01", 1), "outside-network"},
 		{"0.0.0.0-1", lease("198.19.0.1", "0a:00:00:01:00:01", 1), "outside-network"},
-		{"fd00::-64", lease("198.19.0.1", "0a:00:00:01:00:01", 1), "bad-address"},
+		{"fd00::-64", lease("198.19.0.1", "0a:00:00:01:00:01", 1), "bad-key"},
 		{victim + ".0-25", lease("198.19.0.1", "0a:00:00:01:00:01", 1), "overlap"},
 		{fmt.Sprintf("%s-32", own.Container.Address), lease("198.19.0.1", "0a:00:00:01:00:01", 1), "overlap"},
 		{fmt.Sprintf("%s-32", l.Nodes[1].Container.Address), lease("198.19.0.1", "0a:00:00:01:00:01", 1), "overlap"},

@@ -68,7 +68,7 @@ func Open(options ...Option) (*Kernel, error) {
 		links.Close()
 		return nil, err
 	}
-	k := &Kernel{conn: c, links: links, bell: bell, objects: c.hasNexthops(), sysctls: unix.Access("/proc/sys/net", unix.W_OK) != unix.EROFS,
+	k := &Kernel{conn: c, links: links, bell: bell, objects: c.hasNexthops(), sysctls: writable("/proc/sys/net/ipv4/ip_forward"),
 		devices: map[string]int{}, routes: map[netip.Prefix]uint32{}, ports: map[string]map[int]string{}}
 	for _, option := range options {
 		option(k)

@@ -4,6 +4,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tulle-net/tulle/backend"
 )
 
@@ -45,3 +47,7 @@ func sysctlPath(name string) string {
 	}
 	return "/proc/sys/" + name
 }
+
+// writable reports whether a file isn't on a file system that is read-only, as /proc/sys is in a container that is not privileged. (Of a
+// directory there, access(2) says that it is forbidden, and not why.)
+func writable(path string) bool { return unix.Access(path, unix.W_OK) != unix.EROFS }

@@ -1,0 +1,25 @@
+package kernel
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// In a container that is not privileged /proc/sys is read-only: that is known before anything is to be set.
+func TestReadOnlySysctls(t *testing.T) {
+	s := newSandbox(t)
+	const path = "/proc/sys/net/ipv4/ip_forward"
+	if !writable(path) {
+		s.Fatal("it is taken for read-only")
+	}
+	for _, err := range []error{unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""), unix.Mount("", "/proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")} {
+		if err != nil {
+			s.Fatal(err)
+		}
+	}
+	if writable(path) {
+		s.Error("it is taken for writable")
+	}
+}
