@@ -79,28 +79,30 @@ func (c *Carrier) Apply(ctx context.Context, want backend.State) (none backend.C
 	return none, err
 }
 
-// Run listens to the bus until ctx ends. A host that has none gets none while the agent runs.
+// Run listens to the bus until ctx ends. A host that has none at first gets none while the agent runs; one that is lost is looked for.
 func (c *Carrier) Run(ctx context.Context) error {
-	for {
+	for had := false; ctx.Err() == nil; {
 		conn, err := c.dial()
-		if err != nil {
+		if err != nil && !had {
 			c.log.Debug("no D-Bus, so no firewalld is looked for", "error", err)
 			<-ctx.Done()
 			return nil
 		}
-		err = c.listen(ctx, conn)
-		c.note(nil)
-		_ = conn.Close() // whatever it says, it is closed
-		if ctx.Err() != nil {
-			return nil
+		if err == nil {
+			had = true
+			err = c.listen(ctx, conn)
+			c.note(nil)
+			_ = conn.Close() // whatever it says, it is closed
+			if ctx.Err() == nil {
+				c.log.Warn("D-Bus is lost: firewalld is not listened to until it is back", "error", err)
+			}
 		}
-		c.log.Warn("D-Bus is lost: firewalld is not listened to until it is back", "error", err)
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-time.After(reconnect):
 		}
 	}
+	return nil
 }
 
 var errGone = errors.New("the bus closed the connection")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -114,9 +115,14 @@ func (c *labLsCmd) Run(ctx context.Context) error {
 		if h.Container != nil {
 			container = *h.Container
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", h.Name, h.Address, container.Name, container.Address, container.MTU, state)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", h.Name, addresses(h.Addresses), container.Name, addresses(container.Addresses), container.MTU, state)
 	}
 	return w.Flush()
+}
+
+// addresses writes them with commas between.
+func addresses(all []netip.Addr) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(all), " ", ", "), "[]")
 }
 
 type labDownCmd struct {
