@@ -105,7 +105,8 @@ func underlayOf(public subnet.Pair[netip.Addr]) (backend.Underlay, error) {
 func familiesOf(v api.View, public subnet.Pair[netip.Addr]) backend.Families {
 	config, _, _ := subnet.ParseConfig([]byte(v.Config)) // an error is told by whoever plans with it
 	for _, f := range []backend.Families{backend.Matching, backend.OnlyIPv4, backend.OnlyIPv6, backend.Both} {
-		if (backend.Host{Config: config, Underlay: v.Underlay, Options: backend.Options{Families: f}}).Public() == public {
+		told := (backend.Host{Config: config, Underlay: v.Underlay, Options: backend.Options{Families: f}}).Public()
+		if told == public && told != (subnet.Pair[netip.Addr]{}) { // of a lease that is gone nothing is known
 			return f
 		}
 	}

@@ -26,6 +26,7 @@ func TestFamiliesOf(t *testing.T) {
 		{`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12::/48"}`, both, both, backend.Matching},
 		{`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12::/48"}`, both, four, backend.OnlyIPv4},
 		{`{"Network":"10.5.0.0/16"}`, both, subnet.Pair[netip.Addr]{}, backend.Matching},
+		{`{"Network":"10.5.0.0/16"}`, four, subnet.Pair[netip.Addr]{}, backend.Matching}, // the lease is gone
 	} {
 		v := api.View{Config: c.config, Underlay: backend.Underlay{Device: "eth0", Local: c.underlay, Public: c.underlay}}
 		if got := familiesOf(v, c.public); got != c.want {
