@@ -92,8 +92,8 @@ func (w way) possible(f families) bool {
 // each value of each other; make test-matrix has the rest. (IPv4 on IPv4 with iptables is TestBackends'.)
 var usual = map[string][]families{
 	"vxlan":     {{"both", "both", "nftables"}, {"ipv6", "ipv6", ""}, {"ipv6", "", "nftables"}, {"", "ipv6", "nftables"}, {"both", "ipv6", ""}, {"both", "", ""}},
-	"host-gw":   {{"both", "both", ""}, {"ipv6", "ipv6", "nftables"}, {"", "ipv6", ""}},
-	"udp":       {{"both", "both", ""}, {"ipv6", "", ""}, {"", "ipv6", "nftables"}},
+	"host-gw":   {{"both", "both", ""}, {"ipv6", "ipv6", "nftables"}, {"", "ipv6", ""}, {"ipv6", "both", ""}},
+	"udp":       {{"both", "both", ""}, {"ipv6", "", ""}, {"", "ipv6", "nftables"}, {"", "both", "nftables"}},
 	"wireguard": {{"both", "both", "nftables"}, {"ipv6", "", ""}, {"", "ipv6", ""}},
 }
 

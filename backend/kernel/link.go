@@ -352,19 +352,9 @@ func (k *Kernel) mendLink(name string, link netlink.Link, now, want backend.Link
 		errs = append(errs, k.links.LinkSetMTU(link, want.MTU))
 	}
 	if want.MAC != (backend.MAC{}) && !bytes.Equal(attrs.HardwareAddr, want.MAC[:]) {
-		k.announceMAC(name)
 		errs = append(errs, k.links.LinkSetHardwareAddr(link, want.MAC[:]))
 	}
 	return errors.Join(append(errs, k.plugIn(link, now, want), k.stopAutoconf(link, name), k.links.LinkSetUp(link))...)
-}
-
-// announceMAC has the kernel tell the neighbours of a device when its MAC changes (arp_notify, ndisc_notify): containers remember that of
-// their gateway. One that can't be had costs them as long as they believe in the old one.
-func (k *Kernel) announceMAC(device string) {
-	if k.sysctls {
-		_ = setSysctl("net/ipv4/conf/"+device+"/arp_notify", "1")
-		_ = setSysctl("net/ipv6/conf/"+device+"/ndisc_notify", "1")
-	}
 }
 
 // movable reports whether all that keeps a device from being as wanted is what it runs over.
