@@ -44,14 +44,18 @@ func main() {
 	os.Exit(run(os.Args[1:]))
 }
 
-// run is main, with the process's exit code.
-func run(args []string) int {
-	var c cli
-	parser := kong.Must(&c, kong.Name("tulle"), kong.Description(description), kong.DefaultEnvars("TULLE"), kong.Vars{"minHosts": "1", "maxHosts": strconv.Itoa(lab.MaxHosts)},
+// newParser reads arguments into c.
+func newParser(c *cli) *kong.Kong {
+	return kong.Must(c, kong.Name("tulle"), kong.Description(description), kong.DefaultEnvars("TULLE"), kong.Vars{"minHosts": "1", "maxHosts": strconv.Itoa(lab.MaxHosts)},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}), kong.UsageOnError(),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "etcd", Title: "etcd:"}, {Key: "underlay", Title: "Underlay, tried in this order (default: the device of the default route):"},
 		}))
+}
+
+// run is main, with the process's exit code.
+func run(args []string) int {
+	parser := newParser(new(cli))
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
