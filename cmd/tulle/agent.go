@@ -63,7 +63,7 @@ type agentCmd struct {
 	IfaceRegex     []string         `group:"underlay" help:"Regular expression for the device's address or else its name. May be repeated." placeholder:"RE" sep:"none"`
 	IfaceCanReach  netip.Addr       `group:"underlay" help:"Take the device that leads to this address." placeholder:"IP"`
 	PublicIP       netip.Addr       `group:"underlay" name:"public-ip" help:"IPv4 address that peers send to, if it isn't the device's own." placeholder:"IP"`
-	UnderlayFamily backend.Families `group:"underlay" default:"auto" help:"By which addresses peers reach this host: auto, ipv4, ipv6 or both. auto takes the families of the network, and where the device lacks one the other." placeholder:"FAMILY"`
+	UnderlayFamily backend.Families `group:"underlay" default:"auto" enum:"auto,ipv4,ipv6,both" help:"By which addresses peers reach this host: auto, ipv4, ipv6 or both. auto takes the families of the network, and where the device lacks one the other." placeholder:"FAMILY"`
 	PublicIPv6     netip.Addr       `group:"underlay" name:"public-ipv6" env:"TULLE_PUBLIC_IPV6" help:"The same for IPv6." placeholder:"IP"`
 
 	IPMasq       bool          `name:"ip-masq" default:"true" negatable:"" help:"Masquerade the IPv4 packets that leave the overlay."`

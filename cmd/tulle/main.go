@@ -31,6 +31,8 @@ type cli struct {
 	Attach     attachCmd     `cmd:"" help:"Give a running container of this host an interface on the overlay."`
 	Detach     detachCmd     `cmd:"" help:"Take that interface away again."`
 	Cleanup    cleanupCmd    `cmd:"" help:"Remove everything that an agent ever made on this host, and nothing else."`
+	Completion completionCmd `cmd:"" help:"Print a script that completes tulle's commands and flags in a shell."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"What the completion scripts ask."`
 	Version    versionCmd    `cmd:"" help:"Print version, commit and Go version."`
 }
 
