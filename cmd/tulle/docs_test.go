@@ -58,7 +58,7 @@ func documents(t *testing.T) (paths []string) {
 			return err
 		case d.IsDir() && (name == "bin" || name == ".git" || name == "testdata"):
 			return fs.SkipDir
-		case filepath.Ext(name) == ".md":
+		case filepath.Ext(name) == ".md" && name != "cli.md": // that has none, but how they are made up
 			paths = append(paths, path)
 		}
 		return nil

@@ -33,6 +33,7 @@ type cli struct {
 	Cleanup    cleanupCmd    `cmd:"" help:"Remove everything that an agent ever made on this host, and nothing else."`
 	Completion completionCmd `cmd:"" help:"Print a script that completes tulle's commands and flags in a shell."`
 	Complete   completeCmd   `cmd:"" hidden:"" help:"What the completion scripts ask."`
+	Reference  referenceCmd  `cmd:"" hidden:"" help:"What man pages and docs/cli.md are made by."`
 	Version    versionCmd    `cmd:"" help:"Print version, commit and Go version."`
 }
 
