@@ -67,8 +67,9 @@ func TestHelp(t *testing.T) {
 	t.Parallel()
 	for _, leaf := range newParser(new(cli)).Model.Leaves(true) {
 		for f := range flagsOf(leaf) {
-			shown := f.HasDefault && f.Default != "" && !f.IsBool()
-			if shown && !strings.Contains(f.Help, "efault") && f.PlaceHolder != "" {
+			shown := f.PlaceHolder == "" && !f.IsBool() // as --help shows the default in its place
+			owed := f.HasDefault && f.Default != "" && !shown || f.Tag.Negatable != ""
+			if owed && !strings.Contains(f.Help, "efault") {
 				t.Errorf("%s --%s does not say its default, %s", leaf.Path(), f.Name, f.Default)
 			}
 			if f.Help == "" || !strings.HasSuffix(f.Help, ".") {
