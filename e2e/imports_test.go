@@ -37,6 +37,7 @@ func TestImports(t *testing.T) {
 		"e2e/browser":       {},
 		"e2e/document":      {},
 		"e2e/lab":           {"agent/api"},
+		"e2e/netnstest":     {},
 		"cmd/tulle": {
 			"agent", "agent/api", "agent/attach", "agent/docker",
 			"backend", "backend/extension", "backend/firewalld", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
