@@ -16,6 +16,7 @@ import (
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/e2e/lab"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -28,13 +29,7 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for network namespaces")
-	}
+	netnstest.NeedRoot(t)
 	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("fw%d-%d", os.Getpid(), time.Now().UnixNano()%100000), Hosts: 1, Bare: true}, nil)
 	if err != nil {
 		t.Fatal(err)
