@@ -115,6 +115,7 @@ func steps(t *testing.T, path string) (run []step, others []document.Code) {
 // TestWalkthrough runs docs/walkthrough-docker.md, command by command as they stand there, but for the one address that node2
 // prints.
 func TestWalkthrough(t *testing.T) {
+	t.Parallel()
 	run, _ := steps(t, "../docs/walkthrough-docker.md")
 	l := newLab(t, lab.Options{Hosts: 3, Bare: true})
 	machines := map[string]*shellHost{}
