@@ -18,7 +18,7 @@ const standIns = `
 	mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work /etc
 	grep -q '^overlay /etc ' /proc/mounts && rm -rf /etc/docker
 	cat >/run/stand-ins <<'END'
-	apt() { mkdir -p /etc/tulle; }
+	apt() { mkdir -p /etc/tulle; unit=tulle; [ ! -e /run/tulle.pid ] || end; }
 	chown() { :; }
 	launch() { "$@" >>/var/log/$unit.log 2>&1 & echo $! >/run/$unit.pid; }
 	end() { kill $(cat /run/$unit.pid); while [ -e /proc/$(cat /run/$unit.pid)/exe ]; do sleep 0.05; done; }
