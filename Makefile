@@ -1,7 +1,8 @@
 # tulle: make demo shows it, make test proves it, make help lists the rest.
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
-COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+# Nothing that depends on how much of the history is here, or on when and where it is built: the same commit makes the same bytes.
+VERSION ?= $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null || echo 0.0.0-dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 .PHONY: help
@@ -10,7 +11,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/tulle
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/tulle ./cmd/tulle
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tulle ./cmd/tulle
 
 .PHONY: demo
 demo: ## build, and show three hosts whose containers talk, and why (needs root)
@@ -64,6 +65,11 @@ test-all: ## all tests, make test-matrix, make soak, and the tests that set the 
 	@$(MAKE) --no-print-directory soak
 	@e2e/prepare vm
 	e2e/vm 'TestClock$$'
+
+# As in make release VERSION=1.2.3.
+.PHONY: release
+release: ## build what is released, for six architectures: binaries, debs, rpms, SBOMs, SHA256SUMS in bin/release (VERSION=1.2.3)
+	@deploy/package/release '$(VERSION)' bin/release
 
 # As in make bench ARGS="--only join,idle". bin/bench compare OLD.json NEW.json compares two runs.
 .PHONY: bench
