@@ -245,25 +245,24 @@ func systemdCleanup(t *testing.T, m *machine) {
 // boot starts a machine that goes away with the test.
 func boot(t *testing.T) *machine {
 	t.Helper()
-	root, err := filepath.Abs(debianRoot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(root); err != nil {
-		t.Fatalf("%v: e2e/prepare test makes it", err)
-	}
 	m := &machine{namespace: fmt.Sprintf("tulle-t%d-%d-systemd", os.Getpid(), labNumber.Add(1))}
 	host(t, "ip", "netns", "add", m.namespace)
 	t.Cleanup(func() { host(t, "ip", "netns", "del", m.namespace) })
 	in(t, m.namespace, "sh", "-c", `ip link set lo up && ip link add eth0 type veth peer name underlay && ip link set underlay up &&
 		ip link set eth0 up && ip addr add 192.0.2.11/24 dev eth0 && ip route add default via 192.0.2.1`)
-	t.Cleanup(func() { removeCgroups(t, m.namespace) })
-	m.start(t, root, t.TempDir())
+	tulle := filepath.Join(t.TempDir(), "tulle")
+	build := exec.Command("go", "build", "-o", tulle, "../cmd/tulle")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is delivered: the machine need not have our libc
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build tulle: %v\n%s", err, out)
+	}
+	m.start(t, "--bind-ro="+tulle+":/usr/local/bin/tulle")
 	return m
 }
 
-// nspawn starts a systemd in the network namespace $1, in a cgroup of that name, from the root $2, with the tulle $3. systemd-nspawn
-// asks for a /run with a systemd's directory; what is mounted here goes away with the mount namespace.
+// nspawn starts a systemd in the network namespace $1, in a cgroup of that name, from the root $2, by way of the file $3, with what
+// follows as options of systemd-nspawn's. That asks for a /run with a systemd's directory; what is mounted here goes away with
+// the mount namespace.
 const nspawn = `set -e
 for cgroup in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
 	if [ -e "$cgroup/cgroup.procs" ]; then
@@ -271,26 +270,31 @@ for cgroup in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
 		echo 0 >"$cgroup/$1/cgroup.procs"
 	fi
 done
-touch "$3.netns"
-mount --bind "/run/netns/$1" "$3.netns"
+touch "$3"
+mount --bind "/run/netns/$1" "$3"
+root=$2 netns=$3
+shift 3
 mount -t tmpfs tmpfs /run
 mkdir /run/systemd
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
-exec systemd-nspawn --quiet --directory "$2" --volatile=overlay --bind-ro "$3:/usr/local/bin/tulle" --boot --register=no --keep-unit \
-	--network-namespace-path="$3.netns" --capability=CAP_NET_ADMIN --console=pipe`
+exec systemd-nspawn --quiet --directory "$root" --volatile=overlay --boot --register=no --keep-unit \
+	--network-namespace-path="$netns" --capability=CAP_NET_ADMIN --console=pipe "$@"`
 
 // start starts the machine's systemd, and waits until it has booted. Whatever becomes of this process, the machine does not live
 // for more than three minutes; and it does not outlive unshare, since it is in a PID namespace of unshare's.
-func (m *machine) start(t *testing.T, root, dir string) {
-	tulle := filepath.Join(dir, "tulle")
-	build := exec.Command("go", "build", "-o", tulle, "../cmd/tulle")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is delivered: the machine need not have our libc
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build tulle: %v\n%s", err, out)
+func (m *machine) start(t *testing.T, options ...string) {
+	t.Helper()
+	root, err := filepath.Abs(debianRoot)
+	if err != nil {
+		t.Fatal(err)
 	}
+	if _, err := os.Stat(root); err != nil {
+		t.Fatalf("%v: e2e/prepare test makes it", err)
+	}
+	t.Cleanup(func() { removeCgroups(t, m.namespace) })
 	var console bytes.Buffer
-	cmd := exec.Command("timeout", "--signal=KILL", "180", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", nspawn, "sh", m.namespace, root, tulle)
+	cmd := exec.Command("timeout", append([]string{"--signal=KILL", "180", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
+		"sh", "-c", nspawn, "sh", m.namespace, root, filepath.Join(t.TempDir(), "netns")}, options...)...)
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = &console, &console, &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
