@@ -85,6 +85,10 @@ bench-data: ## measure what each backend costs packets, what VXLAN does, and wha
 	@$(MAKE) --no-print-directory build
 	@go run ./e2e/bench/data --json bin/bench-data.json $(ARGS)
 
+.PHONY: cli
+cli: ## make docs/cli.md anew, of the commands' definitions
+	@go run ./cmd/tulle reference markdown >docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+
 .PHONY: picture
 picture: ## make docs/page.png anew: an agent's page, of a lab of six hosts (needs root)
 	@e2e/prepare test

@@ -35,6 +35,7 @@ func TestImports(t *testing.T) {
 		"e2e/bench":         {"backend", "backend/kernel", "e2e/lab", "etcd", "subnet"},
 		"e2e/bench/data":    {"e2e/lab"},
 		"e2e/browser":       {},
+		"e2e/document":      {},
 		"e2e/lab":           {"agent/api"},
 		"cmd/tulle": {
 			"agent", "agent/api", "agent/attach", "agent/docker",
