@@ -1,6 +1,6 @@
 # tulle: make demo shows it, make test proves it, make help lists the rest.
 
-# Nothing that depends on how much of the history is here, or on when and where it is built: the same commit makes the same bytes.
+# The same commit makes the same bytes: nothing is of when and where it is built, nor abbreviated as the history at hand asks for.
 VERSION ?= $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null || echo 0.0.0-dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
@@ -59,9 +59,10 @@ soak: ## break things at random for 10 minutes, and see all heal (FOR=TIME, SEED
 	TULLE_TEST_ROOT=1 TULLE_SOAK=$(or $(FOR),10m) TULLE_SOAK_SEED=$(SEED) CGO_ENABLED=1 go test -race -timeout 0 -v -run 'TestSoak$$' ./e2e
 
 .PHONY: test-all
-test-all: ## all tests, make test-matrix, make soak, and the tests that set the clock, in a virtual machine (needs root)
+test-all: ## all tests, make test-matrix, a release of all architectures, make soak, and the tests that set the clock, in a virtual machine (needs root)
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-matrix
+	TULLE_TEST_ROOT=1 TULLE_RELEASE=all go test -timeout 60m -v -run 'TestRelease$$' ./e2e
 	@$(MAKE) --no-print-directory soak
 	@e2e/prepare vm
 	e2e/vm 'TestClock$$'

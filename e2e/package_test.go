@@ -29,7 +29,7 @@ func TestPackage(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	l := newLab(t, lab.Options{Hosts: 3, Bare: true})
-	first, second := release(t, dir, "1.0.0", "deb"), release(t, dir, "1.0.1", "deb")
+	first, second := newDeb(t, dir, "1.0.0"), newDeb(t, dir, "1.0.1")
 	hosts := map[string]*packageHost{}
 	for _, h := range l.Nodes {
 		m := &packageHost{&machine{namespace: h.Namespace}, h}
@@ -52,18 +52,24 @@ func TestPackage(t *testing.T) {
 	packagePurge(t, h)
 }
 
-// release makes a release of this machine's architecture, and returns the path of its package.
-func release(t *testing.T, dir, version, format string) string {
+// newDeb makes a deb of the sources as they are, for this machine, and returns its path.
+func newDeb(t *testing.T, dir, version string) string {
 	t.Helper()
 	dir = filepath.Join(dir, version)
 	build := exec.Command("../deploy/package/release", version, dir, runtime.GOARCH)
-	build.Env = append(os.Environ(), "FORMATS="+format, "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*")
+	build.Env = append(os.Environ(), append(anyGit, "FORMATS=deb")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("release %s: %v\n%s", version, err, out)
 	}
-	found, err := filepath.Glob(filepath.Join(dir, "*."+format))
+	return only(t, filepath.Join(dir, "*.deb"))
+}
+
+// only is the one file that has such a name.
+func only(t *testing.T, pattern string) string {
+	t.Helper()
+	found, err := filepath.Glob(pattern)
 	if err != nil || len(found) != 1 {
-		t.Fatalf("%s has no %s: %v, %v", dir, format, found, err)
+		t.Fatalf("%s: %v, %v", pattern, found, err)
 	}
 	return found[0]
 }
@@ -237,13 +243,13 @@ func packagePurge(t *testing.T, h *packageHost) {
 	t.Helper()
 	h.write(t, "/var/lib/tulle/left", "as by an agent that was killed\n")
 	h.run(t, "dpkg", "--purge", "tulle")
-	left := h.run(t, "find", "/", "-xdev", "-iname", "*tulle*", "-not", "-path", "/proc/*", "-not", "-path", "/sys/*", "-not", "-name", "*tulle-etcd*",
+	left := h.run(t, "find", "/", "-xdev", "-iname", "*tulle*", "-not", "-path", "/proc/*", "-not", "-path", "/sys/*", "-not", "-path", "/var/lib/*tulle-etcd*",
 		"-not", "-name", "tulle_1.0.0-1_*.deb")
 	if left != "/etc/tulle" {
 		t.Errorf("files are left, besides the operator's:\n%s", left)
 	}
-	if out, err := h.try("find", "/etc/tulle", "-type", "f"); err != nil || out != "/etc/tulle/password" {
-		t.Errorf("/etc/tulle has %s, %v", out, err)
+	if out := h.run(t, "ls", "/etc/tulle"); out != "etcd.env\npassword" {
+		t.Errorf("/etc/tulle has, besides the operator's:\n%s", out)
 	}
 	h.others(t)
 }
@@ -282,7 +288,7 @@ func TestPackageByHand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	deb := release(t, dir, "1.0.0", "deb")
+	deb := newDeb(t, dir, "1.0.0")
 	l := newLab(t, lab.Options{Hosts: 1})
 	h, err := l.NewHost()
 	if err != nil {
