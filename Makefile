@@ -96,10 +96,17 @@ picture: ## make docs/page.png anew: an agent's page, of a lab of six hosts (nee
 	TULLE_TEST_ROOT=1 TULLE_PICTURE=$(CURDIR)/docs/page.png go test -count 1 -run 'TestPicture$$' ./e2e
 
 .PHONY: lint
-lint: ## check format, vet, and staticcheck
+lint: ## check format, vet, staticcheck (staticcheck.conf), go.mod, and the shell scripts
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
+	go mod tidy -diff
+	go mod verify
+	@command -v shellcheck >/dev/null || e2e/prepare lint
+	shellcheck -s bash -S warning $(SCRIPTS)
+
+# In a release's sources there is no git to ask.
+SCRIPTS = $(shell git grep -lE '^#!.*sh\b' 2>/dev/null) cmd/tulle/completion/tulle.bash
 
 .PHONY: clean
 clean: ## remove what was built

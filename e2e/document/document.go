@@ -24,11 +24,16 @@ type Code struct {
 }
 
 // Read returns all code of a Markdown file, in its order.
-func Read(path string) (all []Code, err error) {
+func Read(path string) ([]Code, error) {
 	source, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
+	return Parse(path, source)
+}
+
+// Parse returns all code of a Markdown text; name is for errors.
+func Parse(name string, source []byte) (all []Code, err error) {
 	section := ""
 	line := func(offset int) int { return 1 + bytes.Count(source[:offset], []byte("\n")) }
 	root := goldmark.New(goldmark.WithExtensions(extension.Table)).Parser().Parse(text.NewReader(source))
@@ -55,7 +60,7 @@ func Read(path string) (all []Code, err error) {
 			for c := n.FirstChild(); c != nil; c = c.NextSibling() {
 				part, ok := c.(*ast.Text)
 				if !ok {
-					return ast.WalkStop, fmt.Errorf("%s: a code span of %s", path, c.Kind())
+					return ast.WalkStop, fmt.Errorf("%s: a code span of %s", name, c.Kind())
 				}
 				if code.Line == 0 {
 					code.Line = line(part.Segment.Start)
