@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -99,24 +98,17 @@ func (m *machine) copy(t *testing.T, from, to string) {
 	m.write(t, to, string(content))
 }
 
-// hostBlock is a fenced block of the README's commands, and the hosts that it is for.
-var hostBlock = regexp.MustCompile("(?ms)^```sh ((?:host\\d ?)+)\n(.*?)^```$")
-
 // readme runs the README's commands, as they stand there.
 func readme(t *testing.T, hosts map[string]*packageHost) {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
+	run, _ := steps(t, "../README.md")
+	if len(run) != 4 {
+		t.Fatalf("the README has %d blocks of commands for hosts, and not one for each of four steps", len(run))
 	}
-	blocks := hostBlock.FindAllStringSubmatch(string(text), -1)
-	if len(blocks) != 4 {
-		t.Fatalf("the README has %d blocks of commands for hosts, and not one for each of four steps", len(blocks))
-	}
-	for i, b := range blocks {
-		for _, name := range strings.Fields(b[1]) {
+	for i, s := range run {
+		for _, name := range s.machines {
 			h := hosts[name]
-			h.run(t, "sh", "-ec", "cd /root\n"+strings.ReplaceAll(b[2], "amd64", runtime.GOARCH))
+			h.run(t, "sh", "-ec", "cd /root\n"+strings.ReplaceAll(s.Text, "amd64", runtime.GOARCH))
 			if i == 0 {
 				h.inert(t)
 			}
