@@ -58,9 +58,13 @@ func newHost(t *testing.T) *host {
 
 // start begins a life of an agent.
 func (h *host) start(bus string) {
+	h.startWith(func() (*dbus.Conn, error) { return dbus.Connect(bus) })
+}
+
+func (h *host) startWith(dial func() (*dbus.Conn, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := New(slog.New(slog.DiscardHandler))
-	c.dial = func() (*dbus.Conn, error) { return dbus.Connect(bus) }
+	c.dial = dial
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
 	h.Cleanup(func() {

@@ -437,3 +437,18 @@ func TestNotInstalled(t *testing.T) {
 		t.Errorf("Cleanup: %q, %v", removed, err)
 	}
 }
+
+// An agent that isn't root can't open the lock that root has made, as long as nobody lets it.
+func TestLockOfRoot(t *testing.T) {
+	for said, advised := range map[string]bool{
+		"Fatal: can't open lock file /run/xtables.lock: Permission denied":           true,
+		"Fatal: can't open lock file /run/xtables.lock: Read-only file system":       true,
+		"iptables-restore v1.8.9 (nf_tables): Permission denied (you must be root)":  false,
+		"Another app is currently holding the xtables lock; still 4s 0us time ahead": false,
+	} {
+		_, err := run(t.Context(), said, "sh", "-c", "cat >&2; exit 4")
+		if err == nil || strings.Contains(err.Error(), "systemd-tmpfiles --create") != advised {
+			t.Errorf("%s: error %v", said, err)
+		}
+	}
+}
