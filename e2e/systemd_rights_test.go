@@ -57,10 +57,14 @@ func (m *machine) asAgent(t *testing.T, commands ...string) string {
 }
 
 // systemdFilters has the agent make its rules with each of the packet filters, as a user who isn't root. The legacy iptables' lock
-// is root's, and Docker's, too: it is waited for.
+// is root's, and Docker's, too: it is waited for. What root does beside an agent works with its files.
 func systemdFilters(t *testing.T, m *machine) {
-	m.run(t, "sh", "-c", "echo TULLE_FIREWALL=nftables >/etc/tulle/agent.env && systemctl restart tulle")
+	m.write(t, "/etc/docker/daemon.json", "{}")
+	m.run(t, "sh", "-c", "chmod 600 /etc/docker/daemon.json && printf 'TULLE_FIREWALL=nftables\nTULLE_ATTACH_ADDRESSES=10\n' >/etc/tulle/agent.env && systemctl restart tulle")
 	m.says(t, "by=nftables")
+	m.says(t, "permission denied: let the agent's user read it (chmod o+r /etc/docker/daemon.json)")
+	m.run(t, "rm", "/etc/docker/daemon.json")
+	m.run(t, "sh", "-c", "ip netns add container && tulle attach --netns container && tulle detach --netns container && ip netns del container")
 	m.run(t, "sh", "-c", "rm /etc/tulle/agent.env && systemctl stop tulle && iptables-save | grep -v -e TULLE | iptables-restore")
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		m.run(t, "update-alternatives", "--set", tool, "/usr/sbin/"+tool+"-legacy")
