@@ -131,13 +131,13 @@ func systemdAfterRoot(t *testing.T, m *machine) {
 	m.run(t, "rm", "/var/lib/tulle/wireguard.key", "/run/tulle/lock")
 	m.run(t, "systemd-run", "--quiet", "--collect", "--unit=roots", "--property=Type=notify", "tulle", "agent", "--etcd-endpoints="+m.endpoint())
 	m.run(t, "systemctl", "stop", "roots")
-	const owners = "stat -c %U /run/tulle /run/tulle/lock /run/tulle/lease /var/lib/tulle/wireguard.key"
-	if out := m.run(t, "sh", "-c", owners); out != "tulle\nroot\nroot\nroot" {
+	const owners = "stat -c %U /run/tulle /run/tulle/lock /var/lib/tulle/wireguard.key"
+	if out := m.run(t, "sh", "-c", owners); out != "tulle\nroot\nroot" {
 		t.Errorf("root's agent has left files of %q: this test shows nothing", out)
 	}
 	key := m.read(t, "/var/lib/tulle/wireguard.key")
 	m.run(t, "systemctl", "start", "tulle")
-	if out := m.run(t, "sh", "-c", owners); out != "tulle\ntulle\ntulle\ntulle" {
+	if out := m.run(t, "sh", "-c", owners); out != "tulle\ntulle\ntulle" {
 		t.Errorf("files are of %q", out)
 	}
 	if m.read(t, "/var/lib/tulle/wireguard.key") != key {
