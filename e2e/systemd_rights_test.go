@@ -57,10 +57,14 @@ func (m *machine) asAgent(t *testing.T, commands ...string) string {
 }
 
 // systemdFilters has the agent make its rules with each of the packet filters, as a user who isn't root. The legacy iptables' lock
-// is root's, and Docker's, too: it is waited for.
+// is root's, and Docker's, too: it is waited for. What root does beside an agent works with its files.
 func systemdFilters(t *testing.T, m *machine) {
-	m.run(t, "sh", "-c", "echo TULLE_FIREWALL=nftables >/etc/tulle/agent.env && systemctl restart tulle")
+	m.write(t, "/etc/docker/daemon.json", "{}")
+	m.run(t, "sh", "-c", "chmod 600 /etc/docker/daemon.json && printf 'TULLE_FIREWALL=nftables\nTULLE_ATTACH_ADDRESSES=10\n' >/etc/tulle/agent.env && systemctl restart tulle")
 	m.says(t, "by=nftables")
+	m.says(t, "permission denied: let the agent's user read it (chmod o+r /etc/docker/daemon.json)")
+	m.run(t, "rm", "/etc/docker/daemon.json")
+	m.run(t, "sh", "-c", "ip netns add container && tulle attach --netns container && tulle detach --netns container && ip netns del container")
 	m.run(t, "sh", "-c", "rm /etc/tulle/agent.env && systemctl stop tulle && iptables-save | grep -v -e TULLE | iptables-restore")
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		m.run(t, "update-alternatives", "--set", tool, "/usr/sbin/"+tool+"-legacy")
@@ -127,13 +131,13 @@ func systemdAfterRoot(t *testing.T, m *machine) {
 	m.run(t, "rm", "/var/lib/tulle/wireguard.key", "/run/tulle/lock")
 	m.run(t, "systemd-run", "--quiet", "--collect", "--unit=roots", "--property=Type=notify", "tulle", "agent", "--etcd-endpoints="+m.endpoint())
 	m.run(t, "systemctl", "stop", "roots")
-	const owners = "stat -c %U /run/tulle /run/tulle/lock /run/tulle/lease /var/lib/tulle/wireguard.key"
-	if out := m.run(t, "sh", "-c", owners); out != "tulle\nroot\nroot\nroot" {
+	const owners = "stat -c %U /run/tulle /run/tulle/lock /var/lib/tulle/wireguard.key"
+	if out := m.run(t, "sh", "-c", owners); out != "tulle\nroot\nroot" {
 		t.Errorf("root's agent has left files of %q: this test shows nothing", out)
 	}
 	key := m.read(t, "/var/lib/tulle/wireguard.key")
 	m.run(t, "systemctl", "start", "tulle")
-	if out := m.run(t, "sh", "-c", owners); out != "tulle\ntulle\ntulle\ntulle" {
+	if out := m.run(t, "sh", "-c", owners); out != "tulle\ntulle\ntulle" {
 		t.Errorf("files are of %q", out)
 	}
 	if m.read(t, "/var/lib/tulle/wireguard.key") != key {

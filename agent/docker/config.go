@@ -22,6 +22,9 @@ func ReadConfig(path string) (Config, error) {
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(text)) == 0 {
 		return nil, nil
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("daemon.json: %w: let the agent's user read it (chmod o+r %s)", err, path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("daemon.json: %w", err)
 	}
