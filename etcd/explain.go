@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -240,11 +239,7 @@ func (o Options) exposed() string {
 		return ""
 	}
 	for _, endpoint := range o.Endpoints {
-		u, err := url.Parse(endpoint)
-		if err != nil || u.Hostname() == "localhost" {
-			continue
-		}
-		if ip := net.ParseIP(u.Hostname()); ip == nil || !ip.IsLoopback() {
+		if u, err := url.Parse(endpoint); err == nil && !isLoopback(u.Hostname()) {
 			return endpoint
 		}
 	}
