@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -232,6 +234,97 @@ func TestSignedTokenExpires(t *testing.T) {
 	defer mu.Unlock()
 	if len(lags) == 0 || slices.Max(lags) > 2*ttl {
 		t.Errorf("lags %v: of a watch that is not behind", lags)
+	}
+}
+
+// What an agent's credentials can do besides an agent's work, on our etcd and on Debian's: docs/security.md says it.
+func TestAgentsRole(t *testing.T) {
+	t.Parallel()
+	url := freeURL()
+	serveConfig(t, url, t.TempDir(), quickHash)
+	networkAt(t, url).testAgentsRole(false)
+}
+
+// Debian 12's etcd does not look into a transaction within another (GHSA-rfx7-8w68-q57q). If this fails, Debian has mended it.
+func TestAgentsRoleDebian(t *testing.T) {
+	t.Parallel()
+	networkAt(t, debianEtcd(t)).testAgentsRole(true)
+}
+
+// debianEtcd runs Debian's etcd, and returns its URL.
+func debianEtcd(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs("../bin/debian/usr/bin/etcd")
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		t.Skip("no etcd of Debian's: e2e/prepare test unpacks one")
+	}
+	url := freeURL()
+	cmd := exec.Command(path, "--data-dir", t.TempDir(), "--listen-client-urls", url, "--advertise-client-urls", url,
+		"--listen-peer-urls", "http://127.0.0.1:0", "--bcrypt-cost", "4")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return url
+}
+
+func (n *network) testAgentsRole(nested bool) {
+	t := n.t
+	n.config(wide)
+	n.agents("host1")
+	o := n.options
+	agent, err := Dial(t.Context(), o)
+	n.must(err)
+	defer agent.Close()
+	ctx, path := t.Context(), agent.configKey()
+	put := clientv3.OpPut(path, narrow)
+	for name, do := range map[string]func() error{
+		"config":              func() error { _, err := agent.etcd.Put(ctx, path, narrow); return err },
+		"config deleted":      func() error { _, err := agent.etcd.Delete(ctx, path); return err },
+		"all deleted":         func() error { _, err := agent.etcd.Delete(ctx, agent.network(), clientv3.WithPrefix()); return err },
+		"config in a txn":     func() error { _, err := agent.etcd.Txn(ctx).Then(put).Commit(); return err },
+		"config elsewhere":    func() error { _, err := agent.etcd.Txn(ctx).Else(put).Commit(); return err },
+		"outside the network": func() error { _, err := agent.etcd.Put(ctx, "/other", "x"); return err },
+		"read outside":        func() error { _, err := agent.etcd.Get(ctx, "/", clientv3.WithPrefix()); return err },
+		"a user":              func() error { _, err := agent.etcd.UserAdd(ctx, "mallory", "x"); return err },
+	} {
+		if err := do(); !isForbidden(err) {
+			t.Errorf("%s: %v, want permission denied", name, err)
+		}
+	}
+	_, stored, err := agent.Config(ctx)
+	n.must(err)
+	want := fmt.Sprintf("etcd does not let user host1 write %s: that takes an operator's user (--etcd-username), docs/security.md has them", path)
+	if err := agent.SetConfig(ctx, narrow, stored.Revision); err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	_, err = agent.etcd.Txn(ctx).Then(clientv3.OpTxn(nil, []clientv3.Op{put}, nil)).Commit()
+	if nested == isForbidden(err) {
+		t.Errorf("a transaction within another: %v", err)
+	}
+	if text, _, err := agent.Config(ctx); err != nil || (text == narrow) != nested {
+		t.Errorf("the config is %s, %v", text, err)
+	}
+}
+
+func TestPasswordInTheClear(t *testing.T) {
+	for url, exposed := range map[string]bool{"http://127.0.0.1:2379": false, "http://[::1]:2379": false, "http://localhost:2379": false,
+		"https://192.0.2.1:2379": false, "http://192.0.2.1:2379": true, "http://etcd.example:2379": true} {
+		o := Options{Endpoints: []string{url}, Username: "host1"}
+		c := &Client{options: o, files: newFiles(o)}
+		if told := strings.Contains(strings.Join(c.doubts(), ""), "the password goes to "+url); told != exposed {
+			t.Errorf("%s: told %t", url, told)
+		}
+	}
+	o := Options{Endpoints: []string{"http://192.0.2.1:2379"}}
+	if c := (&Client{options: o, files: newFiles(o)}); len(c.doubts()) > 0 {
+		t.Errorf("without a password: %q", c.doubts())
 	}
 }
 
