@@ -100,7 +100,7 @@ func TestRightsLost(t *testing.T) {
 		{"role revoked",
 			func() error { _, err := n.raw.UserRevokeRole(t.Context(), "host1", "agent"); return err },
 			func() error { _, err := n.raw.UserGrantRole(t.Context(), "host1", "agent"); return err },
-			"etcd does not let user host1 read " + n.options.Prefix + "/: grant it a role that may, docs/security.md has them"},
+			"etcd does not let user host1 read " + n.options.Prefix + "/: grant it a role that may (docs/security.md has the roles)"},
 		{"no writing",
 			func() error {
 				path := n.client().network() + "subnets/"
@@ -300,7 +300,7 @@ func (n *network) testAgentsRole(nested bool) {
 	}
 	_, stored, err := agent.Config(ctx)
 	n.must(err)
-	want := fmt.Sprintf("etcd does not let user host1 write %s: that takes an operator's user (--etcd-username), docs/security.md has them", path)
+	want := fmt.Sprintf("etcd does not let user host1 write %s: that takes an operator's user (--etcd-username) (docs/security.md has the roles)", path)
 	if err := agent.SetConfig(ctx, narrow, stored.Revision); err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

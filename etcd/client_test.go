@@ -99,7 +99,7 @@ func TestUser(t *testing.T) {
 	for _, c := range []struct{ user, password, text string }{
 		{"root", "secret-of-nobody", "etcd does not know user root with this password: check --etcd-username, and the first line of FILE"},
 		{"stranger", "secret-of-nobody", "etcd does not know user stranger with this password: check --etcd-username, and the first line of FILE"},
-		{"nobody", "secret-of-nobody", "etcd does not let user nobody read " + n.options.Prefix + "/: grant it a role that may, docs/security.md has them"},
+		{"nobody", "secret-of-nobody", "etcd does not let user nobody read " + n.options.Prefix + "/: grant it a role that may (docs/security.md has the roles)"},
 		{"", "", "etcd asks who we are: give --etcd-username and --etcd-password-file"},
 	} {
 		o := n.options
@@ -121,7 +121,7 @@ func TestUser(t *testing.T) {
 	h.held()
 }
 
-// quickHash is for etcd's config: passwords cost it 50 ms of a core otherwise, and a second with the race detector.
+// quickHash is for etcd's config: passwords cost it 60 ms of a core otherwise, and a second with the race detector.
 const quickHash = "bcrypt-cost: 4\n"
 
 // enableUsers makes etcd ask who one is. The first user may do everything.

@@ -119,7 +119,7 @@ func (c *Client) forbidden() string {
 	case deed == "write "+c.configKey():
 		remedy = "that takes an operator's user (--etcd-username)"
 	}
-	return fmt.Sprintf("etcd does not let %s %s: %s, docs/security.md has them", c.who(), deed, remedy)
+	return fmt.Sprintf("etcd does not let %s %s: %s (docs/security.md has the roles)", c.who(), deed, remedy)
 }
 
 // explain puts an error of the client library into words that name what is unreachable, and what to do.

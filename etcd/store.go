@@ -117,7 +117,7 @@ func (s *Store) Run(ctx context.Context) error {
 			session.remember()
 		default:
 			wait = session.retry.next()
-			if errors.Is(err, rpctypes.ErrAuthFailed) { // which costs etcd 50 ms of a core each time (bcrypt), and so many hosts have the same password
+			if errors.Is(err, rpctypes.ErrAuthFailed) { // which costs etcd 60 ms of a core each time (bcrypt), and so many hosts have the same password
 				wait += rand.N(spread(len(session.records)))
 			}
 			s.outOfReach(err)
