@@ -6,26 +6,21 @@ package etcd
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"iter"
 	"net/url"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -44,12 +39,13 @@ type Options struct {
 	Endpoints    []string // URLs, http or https
 	Prefix       string   // of all keys, as in /coreos.com/network
 	Username     string
-	PasswordFile string // its first line
+	PasswordFile string // its first line is the password
 	CAFile       string // PEM; the system's authorities if empty
 	CertFile     string // PEM, with KeyFile: the client's own certificate
 	KeyFile      string
 	Grace        time.Duration     // how long peers stay in force that an etcd with another history does not know; 0: not at all
 	DialOptions  []grpc.DialOption // for tests that count calls
+	files        *files            // as they were read so far; nil for not yet
 
 	// Observe is told of each call to etcd when it has ended, and of each stream at its first answer: how long that took, and what
 	// went wrong, if anything. An answer that what was asked for is not there, or compacted, is none that went wrong. The
@@ -91,87 +87,44 @@ func (o Options) Check() error {
 	case (o.CertFile == "") != (o.KeyFile == ""):
 		return errors.New("--etcd-certfile and --etcd-keyfile go together: one of them is missing")
 	case (o.Username == "") != (o.PasswordFile == ""):
-		return errors.New("--etcd-username and --etcd-password-file go together: one of them is missing")
+		return errors.New("--etcd-username and --etcd-password-file go together: one of them is missing (and systemd gave no credential etcd-password)")
 	}
-	if _, err := o.tls(); err != nil {
-		return err
-	}
-	_, err := o.password()
-	return err
-}
-
-// tls returns the TLS settings, nil if no endpoint has https. The client certificate is read anew for each connection, so
-// that one that was rotated on disk is used.
-func (o Options) tls() (*tls.Config, error) {
-	if !strings.HasPrefix(o.Endpoints[0], "https://") {
-		return nil, nil
-	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("--etcd-cafile: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("--etcd-cafile: no certificate in %s", o.CAFile)
-		}
-	}
-	if o.CertFile != "" {
-		load := func() (*tls.Certificate, error) {
-			cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("--etcd-certfile, --etcd-keyfile: %w", err)
-			}
-			return &cert, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	return config, nil
-}
-
-func (o Options) password() (string, error) {
-	if o.PasswordFile == "" {
-		return "", nil
-	}
-	text, err := os.ReadFile(o.PasswordFile)
-	if err != nil {
-		return "", fmt.Errorf("--etcd-password-file: %w", err)
-	}
-	password, _, _ := strings.Cut(string(text), "\n")
-	if password = strings.TrimSuffix(password, "\r"); password == "" {
-		return "", fmt.Errorf("--etcd-password-file: the first line of %s is empty", o.PasswordFile)
-	}
-	return password, nil
+	return newFiles(o).read()
 }
 
 // Client is a connection to etcd.
 type Client struct {
 	etcd    *clientv3.Client
 	options Options
+	files   *files
 	prefix  string
 	refused atomic.Value // string: why the last call found no connection; "" if it found one
+	denied  atomic.Value // string: what etcd did not let us do last
+	open    atomic.Bool  // we are a user, and etcd has none
 	failing func()       // told when refused is set; may be nil
 }
 
 // Dial returns a Client. Without a user name it returns at once, and the connection is made in the background.
 func Dial(ctx context.Context, o Options) (*Client, error) {
-	tlsConfig, err := o.tls()
+	if o.files == nil {
+		o.files = newFiles(o)
+	}
+	tlsConfig, err := o.files.tls()
 	if err != nil {
 		return nil, err
 	}
-	password, err := o.password()
+	password, err := o.files.secret()
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{options: o, prefix: o.Prefix}
-	dial := []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.note),
+	c := &Client{options: o, files: o.files, prefix: o.Prefix}
+	dial := []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.note), grpc.WithChainStreamInterceptor(c.noteStream),
 		// gRPC's own would let a host be without etcd for two minutes after a long outage has ended.
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: rpcTimeout,
 			Backoff: backoff.Config{BaseDelay: 250 * time.Millisecond, Multiplier: 2, Jitter: 0.5, MaxDelay: retryMax}})}
+	if tlsConfig != nil {
+		dial = append(dial, grpc.WithTransportCredentials(handshake{credentials.NewTLS(tlsConfig), o.files}))
+	}
 	c.etcd, err = clientv3.New(clientv3.Config{
 		Endpoints: o.Endpoints, TLS: tlsConfig, Username: o.Username, Password: password, Context: ctx, Logger: zap.NewNop(),
 		DialTimeout: rpcTimeout, DialOptions: slices.Concat(dial, o.observing(), o.DialOptions),
@@ -210,60 +163,4 @@ func (c *Client) leases(kvs []*mvccpb.KeyValue) iter.Seq2[string, *mvccpb.KeyVal
 // call bounds one call's time.
 func call(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, rpcTimeout)
-}
-
-// note remembers why a call found no connection: only gRPC's error tells that, and the client library hides it.
-func (c *Client) note(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
-	err := invoke(ctx, method, req, reply, conn, o...)
-	_, why, _ := strings.Cut(status.Convert(err).Message(), "latest balancer error: ")
-	if _, quoted, ok := strings.Cut(why, "desc = "); ok {
-		if text, err := strconv.Unquote(quoted); err == nil {
-			why = text
-		}
-	}
-	why = strings.TrimPrefix(strings.TrimPrefix(why, "transport: "), "Error while dialing: ")
-	if c.refused.Store(why); why != "" && c.failing != nil {
-		c.failing()
-	}
-	return err
-}
-
-// explain puts an error of the client library into words that name what is unreachable, and what to do.
-func (c *Client) explain(err error) error {
-	o := c.options
-	switch why, _ := c.refused.Load().(string); {
-	case errors.Is(err, rpctypes.ErrAuthFailed):
-		return fmt.Errorf("etcd does not know user %s with this password: check --etcd-username, and the first line of %s", o.Username, o.PasswordFile)
-	case errors.Is(err, rpctypes.ErrUserEmpty):
-		return errors.New("etcd asks who we are: give --etcd-username and --etcd-password-file")
-	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return fmt.Errorf("etcd's user %s may not read and write all below %s/: grant it a role that may", o.Username, c.prefix)
-	case errors.Is(err, rpctypes.ErrNoSpace):
-		return errors.New(errNoSpace)
-	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail), errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost):
-		return fmt.Errorf("etcd at %s has no leader, as when most of its members are away", strings.Join(o.Endpoints, ", "))
-	case !errors.Is(err, context.DeadlineExceeded):
-		return err
-	case why == "":
-		return fmt.Errorf("no answer from etcd at %s within %s", strings.Join(o.Endpoints, ", "), rpcTimeout)
-	default:
-		return fmt.Errorf("no connection to etcd at %s: %s%s", strings.Join(o.Endpoints, ", "), why, o.remedy(why))
-	}
-}
-
-// remedy says what may help against a connection that fails before the first call.
-func (o Options) remedy(why string) string {
-	secure := strings.HasPrefix(o.Endpoints[0], "https://")
-	hungUp := strings.HasSuffix(why, "EOF") || strings.HasSuffix(why, "broken pipe") || strings.HasSuffix(why, "connection reset by peer")
-	switch {
-	case strings.Contains(why, "certificate signed by unknown authority"):
-		return ": name the authority that signed etcd's certificate with --etcd-cafile"
-	case strings.Contains(why, "remote error: tls: "):
-		return ": etcd wants a certificate of this host that it can trust, see --etcd-certfile and --etcd-keyfile"
-	case hungUp && secure: // what a server thinks of the client's certificate is sometimes lost with the connection (TLS 1.3)
-		return ": etcd hung up, it may want a certificate of this host (see --etcd-certfile and --etcd-keyfile), or http://"
-	case hungUp:
-		return ": etcd hung up, it may want https://"
-	}
-	return ""
 }

@@ -106,7 +106,7 @@ func networkAt(t *testing.T, url string) *network {
 }
 
 func (n *network) client() *Client {
-	return &Client{etcd: n.raw, options: n.options, prefix: n.options.Prefix}
+	return &Client{etcd: n.raw, options: n.options, files: newFiles(n.options), prefix: n.options.Prefix}
 }
 
 // put writes the key as somebody else would.
@@ -191,6 +191,7 @@ type node struct {
 	t       *testing.T
 	last    subnet.Update
 	entries map[string]subnet.Entry
+	errs    []string // that were told, in turn
 	stop    func()
 }
 
@@ -249,9 +250,23 @@ func (h *node) until(what string, ok func() bool) {
 		case <-h.Changed():
 			h.last = h.Take()
 			h.entries = h.last.Merge(h.entries)
+			h.note()
 		case <-deadline:
 			h.t.Fatalf("after %s still not: %s; own %+v; error %v; entries %v", patience, what, h.last.Own, h.last.Err, h.entries)
 		}
+	}
+}
+
+// note keeps what the last update says of errors, if that is news.
+func (h *node) note() {
+	text := ""
+	for _, err := range []error{h.last.Err, h.last.Own.Err} {
+		if err != nil && err.Error() != text {
+			text += err.Error()
+		}
+	}
+	if text != "" && (len(h.errs) == 0 || h.errs[len(h.errs)-1] != text) {
+		h.errs = append(h.errs, text)
 	}
 }
 

@@ -59,6 +59,7 @@ func (s *session) probe(ctx context.Context) error {
 	}
 	s.history.term, s.head = got.Header.RaftTerm, got.Header.Revision
 	s.alarm = s.alarms(ctx)
+	_ = s.client.files.read() // long before a new connection needs them; tell says what is wrong with them
 	s.tell()
 	return nil
 }
@@ -109,12 +110,27 @@ const errNoSpace = "etcd has raised the alarm NOSPACE and refuses every write: n
 
 // tell publishes that etcd is in touch, and what an operator should know, if that is news.
 func (s *session) tell() {
-	alert := strings.Join(slices.DeleteFunc([]string{s.past.alert, s.alarm}, func(a string) bool { return a == "" }), "; ")
+	s.alert()
 	s.store.mu.Lock()
-	told := s.store.pending.Err == nil && s.store.pending.Alert == alert
+	told := s.store.pending.Err == nil
 	s.store.mu.Unlock()
 	if !told {
-		s.store.publish(func(u *subnet.Update) { u.Err, u.Alert = nil, alert })
+		s.store.publish(func(u *subnet.Update) { u.Err = nil })
+	}
+}
+
+// alert publishes what an operator should know, if that is news.
+func (s *session) alert() {
+	texts := []string{s.past.alert, s.alarm}
+	if s.client != nil {
+		texts = append(texts, s.client.doubts()...)
+	}
+	alert := strings.Join(slices.DeleteFunc(texts, func(a string) bool { return a == "" }), "; ")
+	s.store.mu.Lock()
+	told := s.store.pending.Alert == alert
+	s.store.mu.Unlock()
+	if !told {
+		s.store.publish(func(u *subnet.Update) { u.Alert = alert })
 	}
 }
 

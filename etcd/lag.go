@@ -12,13 +12,13 @@ import (
 type lag struct {
 	client  *Client
 	tell    func(time.Duration)
-	asked   time.Time     // when the measurement that is under way began; zero for none
-	reached chan struct{} // capacity one: it is over
+	asked   time.Time // when the measurement that is under way began; zero for none
+	reached chan bool // capacity one: it is over, and whether it measured something
 	asking  sync.WaitGroup
 }
 
 func newLag(c *Client) *lag {
-	return &lag{client: c, tell: c.options.Lag, reached: make(chan struct{}, 1)}
+	return &lag{client: c, tell: c.options.Lag, reached: make(chan bool, 1)}
 }
 
 // measure begins to measure how long the watch needs to reach a revision of etcd's. If it already does so, it tells for how
@@ -29,9 +29,7 @@ func (l *lag) measure(ctx context.Context, revision int64) {
 	case l.asked.IsZero():
 		l.asked = time.Now()
 		l.asking.Go(func() {
-			if l.await(ctx, revision) {
-				l.reached <- struct{}{}
-			}
+			l.reached <- l.await(ctx, revision)
 		})
 	default:
 		l.tell(time.Since(l.asked))
@@ -39,13 +37,16 @@ func (l *lag) measure(ctx context.Context, revision int64) {
 }
 
 // measured ends a measurement.
-func (l *lag) measured() {
-	l.tell(time.Since(l.asked))
+func (l *lag) measured(reached bool) {
+	if reached {
+		l.tell(time.Since(l.asked))
+	}
 	l.asked = time.Time{}
 }
 
 // await waits until something has come by the watch's stream from a member of etcd that has reached revision: the word that a
-// second watch was opened there. It returns false if the stream ends before.
+// second watch was opened there. It returns false if the stream ends before,
+// or if etcd refuses the watch: the token that the stream was opened with may have expired, which does not keep events from it.
 //
 // etcd's progress requests are made for this, but let an etcd before 3.4.25 or 3.5.8 claim a revision before it has sent the
 // events up to there (etcd issue 15220), and `etcd grpc-proxy` does not pass them on: it logs an error each time, and before

@@ -57,7 +57,7 @@ func lookAt(ctx context.Context, o Options, endpoint, key string) subnet.Look {
 		return look
 	}
 	defer client.Close()
-	m.Clock, m.Version = o.date(ctx, endpoint)
+	m.Clock, m.Version = client.options.date(ctx, endpoint)
 	started := time.Now()
 	m.Err = client.explain(client.look(ctx, key, &look))
 	m.Took = time.Since(started)
@@ -97,7 +97,7 @@ func (c *Client) look(ctx context.Context, key string, look *subnet.Look) error 
 func (o Options) date(ctx context.Context, endpoint string) (ahead time.Duration, version string) {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	tlsConfig, err := o.tls()
+	tlsConfig, err := o.files.tls()
 	if err != nil {
 		return 0, ""
 	}

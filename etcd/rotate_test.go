@@ -5,9 +5,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 // Credentials that are replaced on disk, as certificates and passwords are, serve from the next connection on.
@@ -39,16 +36,11 @@ func TestCertificatesRotate(t *testing.T) {
 func TestTokenExpires(t *testing.T) {
 	t.Parallel()
 	url, w := freeURL(), &wire{}
-	serveConfig(t, url, t.TempDir(), "auth-token-ttl: 1")
+	serveConfig(t, url, t.TempDir(), quickHash+"auth-token-ttl: 1")
 	n := networkAt(t, url)
 	n.config(wide)
 	n.enableUsers("root")
-	root, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, Username: "root", Password: "secret-of-root", Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	n.raw = root
+	n.asRoot()
 	n.options.Username, n.options.PasswordFile = "root", write(t, "password", "secret-of-root\n")
 	h := n.join(want("192.0.2.1", wide), w.dial())
 	key := h.key()

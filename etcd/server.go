@@ -3,9 +3,11 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/url"
 	"strings"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
@@ -21,6 +23,14 @@ type ServerOptions struct {
 	InitialClusterState      string   `default:"new" enum:"new,existing" help:"Whether the cluster is new or existing."`
 	InitialClusterToken      string   `default:"tulle" help:"What tells this cluster from others (default ${default})." placeholder:"TOKEN"`
 	QuotaBackendBytes        int64    `help:"Size at which etcd refuses writes and raises the alarm NOSPACE (0: etcd's own default, 2 GiB)." placeholder:"BYTES"`
+	CertFile                 string   `help:"Certificate to serve clients with, on https:// URLs; it is read anew for each connection." placeholder:"FILE"`
+	KeyFile                  string   `help:"The key of that certificate." placeholder:"FILE"`
+	ClientCertAuth           bool     `help:"Serve only clients with a certificate that is signed by an authority of --trusted-ca-file; its CN is the user's name (default no)."`
+	TrustedCAFile            string   `name:"trusted-ca-file" help:"Authorities that clients' certificates are checked with; read at the start." placeholder:"FILE"`
+	PeerCertFile             string   `help:"Certificate for the other members, on https:// URLs: to serve them, and to be let in by them." placeholder:"FILE"`
+	PeerKeyFile              string   `help:"The key of that certificate." placeholder:"FILE"`
+	PeerClientCertAuth       bool     `help:"Serve only members with a certificate that is signed by an authority of --peer-trusted-ca-file (default no)."`
+	PeerTrustedCAFile        string   `name:"peer-trusted-ca-file" help:"Authorities that the other members' certificates are checked with." placeholder:"FILE"`
 	ConfigFile               string   `help:"etcd's own config file; it takes the place of all other flags." placeholder:"FILE"`
 }
 
@@ -92,6 +102,9 @@ func (o ServerOptions) config() (*embed.Config, error) {
 			*f.to = append(*f.to, *u)
 		}
 	}
+	if err := o.secure(config); err != nil {
+		return nil, err
+	}
 	config.InitialCluster = o.InitialCluster
 	if o.InitialCluster == "" {
 		config.InitialCluster = o.Name + "=" + strings.Join(o.InitialAdvertisePeerUrls, ","+o.Name+"=")
@@ -100,3 +113,48 @@ func (o ServerOptions) config() (*embed.Config, error) {
 	config.AutoCompactionMode, config.AutoCompactionRetention = "periodic", "1h"
 	return config, nil
 }
+
+// secure sets up TLS. What etcd would serve without it, though it is asked for, is refused: etcd itself only warns.
+func (o ServerOptions) secure(config *embed.Config) error {
+	config.ClientTLSInfo = transport.TLSInfo{CertFile: o.CertFile, KeyFile: o.KeyFile, ClientCertAuth: o.ClientCertAuth, TrustedCAFile: o.TrustedCAFile}
+	config.PeerTLSInfo = transport.TLSInfo{CertFile: o.PeerCertFile, KeyFile: o.PeerKeyFile, ClientCertAuth: o.PeerClientCertAuth, TrustedCAFile: o.PeerTrustedCAFile}
+	for _, side := range []struct {
+		prefix, listen string
+		info           transport.TLSInfo
+		urls           []url.URL
+	}{
+		{"--", "--listen-client-urls", config.ClientTLSInfo, config.ListenClientUrls},
+		{"--peer-", "--listen-peer-urls", config.PeerTLSInfo, config.ListenPeerUrls},
+	} {
+		switch has := side.info; {
+		case (has.CertFile == "") != (has.KeyFile == ""):
+			return fmt.Errorf("%[1]scert-file and %[1]skey-file go together: one of them is missing", side.prefix)
+		case has.ClientCertAuth != (has.TrustedCAFile != ""):
+			return fmt.Errorf("%[1]sclient-cert-auth and %[1]strusted-ca-file go together: one of them is missing", side.prefix)
+		case has.ClientCertAuth && has.CertFile == "":
+			return fmt.Errorf("%[1]sclient-cert-auth needs TLS: give %[1]scert-file and %[1]skey-file", side.prefix)
+		}
+		for _, u := range side.urls {
+			if tls := side.info.CertFile != ""; tls != (u.Scheme == "https") {
+				return fmt.Errorf("%s: %s: https:// goes with %[3]scert-file and %[3]skey-file, and http:// without", side.listen, u.String(), side.prefix)
+			}
+		}
+	}
+	return nil
+}
+
+// Exposed is the first URL at which whoever reaches it can read and write all that etcd has, unless it asks for users; "" for none.
+func (o ServerOptions) Exposed() string {
+	if o.ClientCertAuth || o.ConfigFile != "" {
+		return ""
+	}
+	for _, text := range o.ListenClientUrls {
+		if u, err := url.Parse(text); err == nil && !isLoopback(u.Hostname()) {
+			return text
+		}
+	}
+	return ""
+}
+
+// isLoopback reports whether a host is this one, seen from itself.
+func isLoopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }

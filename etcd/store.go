@@ -43,6 +43,10 @@ func NewStore(o Options) *Store {
 	if err != nil {
 		host = "a host without a name"
 	}
+	if len(o.Endpoints) > 0 {
+		o.files = newFiles(o)
+		_ = o.files.read() // who connects is told
+	}
 	return &Store{options: o, name: fmt.Sprintf("%s (%08x)", host, rand.Uint32()), answerWait: answerWait, probeWait: probeEvery,
 		changed: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 		pending: subnet.Update{Leases: map[string]subnet.Entry{}, Err: errors.New("no answer from etcd yet")}}
@@ -113,7 +117,11 @@ func (s *Store) Run(ctx context.Context) error {
 			session.remember()
 		default:
 			wait = session.retry.next()
+			if errors.Is(err, rpctypes.ErrAuthFailed) { // which costs etcd 60 ms of a core each time (bcrypt), and so many hosts have the same password
+				wait += rand.N(spread(len(session.records)))
+			}
 			s.outOfReach(err)
+			session.alert()
 		}
 		select {
 		case <-ctx.Done():
@@ -273,8 +281,8 @@ func (s *session) follow(ctx context.Context) error {
 			}
 			lag.measure(watchCtx, s.head)
 			probe.Reset(s.store.probeWait())
-		case <-lag.reached:
-			lag.measured()
+		case reached := <-lag.reached:
+			lag.measured(reached)
 		case <-s.past.due():
 			s.tend(ctx)
 		case <-s.leaving.due():

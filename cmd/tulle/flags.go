@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -17,15 +19,31 @@ type etcdFlags struct {
 	EtcdEndpoints    []string `group:"etcd" default:"http://127.0.0.1:2379" help:"URLs of etcd's members (default ${default})." placeholder:"URL"`
 	EtcdPrefix       string   `group:"etcd" default:"/coreos.com/network" help:"What all of the network's keys begin with."`
 	EtcdUsername     string   `group:"etcd" help:"User, if etcd asks for one." placeholder:"NAME"`
-	EtcdPasswordFile string   `group:"etcd" help:"File with the user's password in its first line." placeholder:"FILE"`
-	EtcdCafile       string   `group:"etcd" help:"Authorities that etcd's certificate is checked with (default: the system's)." placeholder:"FILE"`
-	EtcdCertfile     string   `group:"etcd" help:"This host's own certificate." placeholder:"FILE"`
+	EtcdPasswordFile string   `group:"etcd" help:"File with the user's password in its first line, read anew for each connection (default: systemd's credential etcd-password, if there is one)." placeholder:"FILE"`
+	EtcdCafile       string   `group:"etcd" help:"Authorities that etcd's certificate is checked with, read anew for each connection (default: the system's, as they were at the start)." placeholder:"FILE"`
+	EtcdCertfile     string   `group:"etcd" help:"This host's own certificate, read anew for each connection (default: none)." placeholder:"FILE"`
 	EtcdKeyfile      string   `group:"etcd" help:"The key of that certificate." placeholder:"FILE"`
+}
+
+// credential is the path of one of those that systemd gave this process (systemd.exec(5), LoadCredential); "" for none.
+func credential(name string) string {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return ""
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	return path
 }
 
 func (f etcdFlags) options() (etcd.Options, error) {
 	o := etcd.Options{Endpoints: f.EtcdEndpoints, Prefix: f.EtcdPrefix, Username: f.EtcdUsername, PasswordFile: f.EtcdPasswordFile,
 		CAFile: f.EtcdCafile, CertFile: f.EtcdCertfile, KeyFile: f.EtcdKeyfile}
+	if o.Username != "" && o.PasswordFile == "" {
+		o.PasswordFile = credential("etcd-password")
+	}
 	return o, o.Check()
 }
 

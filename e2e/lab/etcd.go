@@ -1,12 +1,14 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +22,7 @@ type Member struct {
 	Namespace string
 	Address   netip.Addr // on the underlay
 	Data      string     // its data directory: to be copied, replaced or deleted while it does not run
+	Scheme    string     // https; "" for http
 	*Process             // nil until it is started
 }
 
@@ -27,7 +30,9 @@ type Member struct {
 const maxMembers = 7
 
 // URL is where the member serves clients, from any host of the lab.
-func (m *Member) URL() string { return "http://" + netip.AddrPortFrom(m.Address, 2379).String() }
+func (m *Member) URL() string {
+	return cmp.Or(m.Scheme, "http") + "://" + netip.AddrPortFrom(m.Address, 2379).String()
+}
 
 func (m *Member) peerURL() string { return "http://" + netip.AddrPortFrom(m.Address, 2380).String() }
 
@@ -51,16 +56,23 @@ func (l *Lab) Endpoints() string {
 	return strings.Join(urls, ",")
 }
 
+func (l *Lab) scheme() string {
+	if slices.Contains(l.EtcdArgs, "--cert-file") {
+		return "https"
+	}
+	return ""
+}
+
 // makeMembers makes the places that etcd is to run in.
 func (l *Lab) makeMembers() error {
 	if l.Members <= 1 {
-		l.Server = &Member{Name: "etcd", Namespace: l.Underlay(), Address: segments[l.Families][0].gateway, Data: filepath.Join(l.Dir(), "etcd")}
+		l.Server = &Member{Name: "etcd", Namespace: l.Underlay(), Address: segments[l.Families][0].gateway, Data: filepath.Join(l.Dir(), "etcd"), Scheme: l.scheme()}
 		return nil
 	}
 	for n := range l.Members {
 		name := fmt.Sprintf("etcd%d", n+1)
 		ends := l.ends(2 + n)
-		m := &Member{Name: name, Namespace: l.namespace(name), Address: ends[0].address.Addr(), Data: filepath.Join(l.Dir(), name)}
+		m := &Member{Name: name, Namespace: l.namespace(name), Address: ends[0].address.Addr(), Data: filepath.Join(l.Dir(), name), Scheme: l.scheme()}
 		if err := newNamespace(m.Namespace); err != nil {
 			return err
 		}
@@ -120,6 +132,7 @@ func (l *Lab) launchMember(m *Member) error {
 // etcdArgs returns a member's arguments: etcd's own flags.
 func (l *Lab) etcdArgs(m *Member) []string {
 	args := []string{"--data-dir", m.Data, "--listen-client-urls", m.URL(), "--advertise-client-urls", m.URL()}
+	args = append(args, l.EtcdArgs...)
 	if l.Quota > 0 {
 		args = append(args, "--quota-backend-bytes", strconv.Itoa(l.Quota))
 	}

@@ -90,6 +90,8 @@ type Options struct {
 	Hosts    int      // to begin with
 	Binary   string   // path of tulle
 	Etcd     string   // path of etcd's own server; "" for the one in Binary
+	EtcdArgs []string // more arguments for etcd; with --cert-file it is at https://
+	Client   []string // more arguments for who asks etcd: agents, and the lab itself
 	Members  int      // of etcd's cluster; 0 and 1 for a single server
 	Quota    int      // what etcd may store, bytes; 0 for its own default
 	Config   string   // the network's config, JSON
@@ -487,7 +489,8 @@ func (h *Host) WaitReady(ctx context.Context) error {
 // LaunchAgent starts the host's agent and does not wait for it.
 func (l *Lab) LaunchAgent(h *Host) error {
 	args := append([]string{"agent", "--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--run-dir", h.RunDir,
-		"--daemon-json", filepath.Join(l.dockerDir(h), "daemon.json")}, l.Agent...) // not the machine's own
+		"--daemon-json", filepath.Join(l.dockerDir(h), "daemon.json")}, l.Client...) // not the machine's own
+	args = append(args, l.Agent...)
 	p, err := startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+".log"), l.Binary, args...)
 	if err != nil {
 		return err
@@ -546,7 +549,7 @@ func (l *Lab) Tulle(ctx context.Context, stdin string, args ...string) (string, 
 
 func (l *Lab) tulle(ctx context.Context, endpoints, stdin string, args ...string) (string, error) {
 	args = append([]string{l.Binary}, args...)
-	args = append(args, "--etcd-endpoints", endpoints, "--etcd-prefix", l.Prefix)
+	args = append(append(args, "--etcd-endpoints", endpoints, "--etcd-prefix", l.Prefix), l.Client...)
 	return output(ctx, l.Underlay(), stdin, args...)
 }
 
