@@ -116,9 +116,9 @@ func replace(path string, text []byte) (bool, error) {
 	return true, err
 }
 
-// previous is what subnets the host held in an earlier life: as the env file has them, or after a reboot its copy.
+// previous is what subnets the host held in an earlier life: as the env file has them, or after a reboot its copy, or flannel's.
 func (a *Agent) previous() (held subnet.Pair[netip.Prefix]) {
-	for _, path := range []string{a.config.SubnetFile, a.config.StateFile} {
+	for _, path := range []string{a.config.SubnetFile, a.config.StateFile, a.config.FlannelFile} {
 		held, err := previousSubnet(path)
 		if err != nil {
 			a.log.Warn("the env file of an earlier life can't be used", "error", err)

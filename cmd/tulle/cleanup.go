@@ -19,6 +19,7 @@ import (
 
 type cleanupCmd struct {
 	filesFlags `embed:""`
+	ForFlannel bool `help:"Remove nothing: hand devices and routes over to a flanneld that is to be started, so that no packet is lost. Afterwards, tulle cleanup removes the rest (default: off)."`
 }
 
 func (c *cleanupCmd) Run(ctx context.Context) error {
@@ -40,6 +41,11 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer k.Close()
+	if c.ForFlannel {
+		handed, err := k.HandOver(ctx)
+		tell("handed over", handed)
+		return err
+	}
 	objects, kernelErr := k.Cleanup(ctx)
 	filter, err := netfilter.Open(netfilter.Auto)
 	if err != nil {
@@ -50,14 +56,18 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 	env, _ := docker.ReadEnv(c.envFile()) // without it, only devices are ours for sure
 	zoned, zonedErr := firewalld.Cleanup(ctx, env.Network)
 	files, filesErr := c.files()
-	removed := slices.Concat(objects, rules, zoned, files)
-	for _, line := range removed {
-		fmt.Println("removed", line)
+	tell("removed", slices.Concat(objects, rules, zoned, files))
+	return errors.Join(kernelErr, rulesErr, zonedErr, filesErr)
+}
+
+// tell prints what was done to what.
+func tell(done string, objects []string) {
+	for _, line := range objects {
+		fmt.Println(done, line)
 	}
-	if len(removed) == 0 {
+	if len(objects) == 0 {
 		fmt.Println("nothing of tulle's is on this host")
 	}
-	return errors.Join(kernelErr, rulesErr, zonedErr, filesErr)
 }
 
 func (c *cleanupCmd) envFile() string {

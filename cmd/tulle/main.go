@@ -56,6 +56,11 @@ func run(args []string) int {
 		args = []string{"--help"}
 	}
 	parsed, err := parser.Parse(args)
+	if err == nil && c.Agent.FromFlannel {
+		if c.Agent.flannel, err = fromFlannel(); err == nil {
+			parsed, err = parser.Parse(args) // with other defaults
+		}
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "tulle: %v\n", err)
 		if usage := (*kong.ParseError)(nil); errors.As(err, &usage) {
