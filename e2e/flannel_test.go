@@ -1,0 +1,213 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/e2e/lab"
+)
+
+// mixed is a lab whose first host has an agent of ours, and the others a flanneld.
+type mixed struct {
+	*testing.T
+	*lab.Lab
+	flanneld string
+}
+
+// newMixed makes a lab with so many flannel hosts, all of whose containers talk.
+func newMixed(t *testing.T, flannels int, o lab.Options) *mixed {
+	t.Helper()
+	flanneld, err := filepath.Abs("../bin/flanneld")
+	must(t, err)
+	if _, err := os.Stat(flanneld); err != nil {
+		t.Fatalf("no flanneld (e2e/prepare test builds it): %v", err)
+	}
+	o.Hosts = 1
+	m := &mixed{t, newLab(t, o), flanneld}
+	for range flannels {
+		h, err := m.NewHost()
+		must(t, err)
+		m.launchFlannel(h)
+		m.docker(h)
+	}
+	m.talk()
+	return m
+}
+
+// launchFlannel starts a flanneld, and waits until it knows its peers.
+func (m *mixed) launchFlannel(h *lab.Host) {
+	m.Helper()
+	if err := os.Remove(h.FlannelEnv()); err != nil && !os.IsNotExist(err) {
+		m.Fatal(err)
+	}
+	said := len(m.flannelLog(h))
+	must(m.T, m.LaunchFlannel(h, m.flanneld))
+	eventually(m.T, 30*time.Second, h.Name+"'s flanneld knows its peers", func() error {
+		if _, err := os.Stat(h.FlannelEnv()); err != nil {
+			return fmt.Errorf("%w: %s", err, m.flannelLog(h)[said:])
+		}
+		for _, other := range m.Nodes {
+			if other == h || other.Container == nil {
+				continue
+			}
+			if !strings.Contains(m.flannelLog(h)[said:], other.Address.String()) && m.udp() == "" {
+				return fmt.Errorf("not %s", other.Name)
+			}
+		}
+		return nil
+	})
+}
+
+// udp is not "" in a network whose flanneld logs nothing of peers.
+func (m *mixed) udp() string {
+	if strings.Contains(m.Config, `"udp"`) {
+		return "udp"
+	}
+	return ""
+}
+
+func (m *mixed) flannelLog(h *lab.Host) string {
+	text, _ := os.ReadFile(filepath.Join(m.Dir(), h.Name+"-flannel.log"))
+	return string(text)
+}
+
+// docker makes a bridge and a container, as Docker does with what flannel's env file says.
+func (m *mixed) docker(h *lab.Host) {
+	m.Helper()
+	env, err := h.Env()
+	must(m.T, err)
+	in(m.T, h.Namespace, "sh", "-c", `sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+		ip link add docker0 type bridge && ip link set docker0 mtu $1 up && ip addr add $2 dev docker0 && { [ -z "$3" ] || ip addr add $3 dev docker0 nodad; }`,
+		"sh", env["FLANNEL_MTU"], env["FLANNEL_SUBNET"], env["FLANNEL_IPV6_SUBNET"])
+	must(m.T, m.NewContainer(h))
+}
+
+// pairs yields all ordered pairs of hosts.
+func (m *mixed) pairs(f func(from, to *lab.Host)) {
+	for _, from := range m.Nodes {
+		for _, to := range m.Nodes {
+			if from != to {
+				f(from, to)
+			}
+		}
+	}
+}
+
+// talk waits until each container reaches each other one, with packets as long as its MTU.
+func (m *mixed) talk() {
+	m.Helper()
+	m.pairs(func(from, to *lab.Host) {
+		for _, address := range to.Container.Addresses {
+			eventually(m.T, 20*time.Second, from.Name+"'s container reaches "+to.Name+"'s at "+address.String(), func() error {
+				r, err := lab.Ping(m.Context(), from.Container.Namespace, address, 1, m.Nodes[0].Container.MTU) // of IPv6, flannel's is 20 too much
+				if err == nil && r.Lost() > 0 {
+					err = fmt.Errorf("ping lost, %v", r.Refused)
+				}
+				return err
+			})
+		}
+	})
+}
+
+// flows pings between all pairs, in each of the families, until losses is called.
+func (m *mixed) flows() (losses func() map[string]time.Duration) {
+	m.Helper()
+	const every = 10 * time.Millisecond
+	flows := map[string]*lab.Flow{}
+	m.pairs(func(from, to *lab.Host) {
+		for _, address := range to.Container.Addresses {
+			flow, err := lab.StartFlow(from.Container.Namespace, address, unhurried(every))
+			must(m.T, err)
+			flows[fmt.Sprintf("%s to %s at %s", from.Name, to.Name, address)] = flow
+		}
+	})
+	return func() map[string]time.Duration {
+		lost := map[string]time.Duration{}
+		sent := 0
+		for way, flow := range flows {
+			r := flow.Stop(m.Context())
+			if sent += r.Sent; r.Lost() > 0 {
+				lost[way] = time.Duration(r.Lost()) * unhurried(every)
+				m.Logf("%s: %d of %d packets lost, %v", way, r.Lost(), r.Sent, r.Refused)
+			}
+		}
+		m.Logf("%d packets on %d ways", sent, len(flows))
+		return lost
+	}
+}
+
+// takeOver has an agent of ours take over a host from flanneld, which is told by flanneld's variables alone.
+func (m *mixed) takeOver(h *lab.Host) {
+	m.Helper()
+	must(m.T, h.Flannel.Stop(unix.SIGTERM))
+	must(m.T, m.LaunchAgent(h))
+	must(m.T, h.WaitReady(m.Context()))
+}
+
+// giveBack has flanneld take a host over from ours, as docs/migrating-from-flannel.md says.
+func (m *mixed) giveBack(h *lab.Host) {
+	m.Helper()
+	must(m.T, h.Agent.Stop(unix.SIGTERM))
+	m.Log(in(m.T, h.Namespace, binary, "cleanup", "--run-dir", h.RunDir, "--for-flannel"))
+	m.launchFlannel(h)
+	m.Log(in(m.T, h.Namespace, binary, "cleanup", "--run-dir", h.RunDir))
+}
+
+// leases are all that is stored, by key: two hosts' are the same before and after only if each has its subnet, address and MAC.
+func (m *mixed) leases() map[string]string {
+	m.Helper()
+	values := map[string]string{}
+	must(m.T, asEtcd(m.T, m.Lab, func(ctx context.Context, c *clientv3.Client) error {
+		got, err := c.Get(ctx, m.Prefix+"/subnets/", clientv3.WithPrefix())
+		for _, kv := range got.Kvs {
+			values[string(kv.Key)] = string(kv.Value)
+		}
+		return err
+	}))
+	return values
+}
+
+// flannelNetworks are the networks that the tests have flannel hosts in, and what of it is not without loss.
+var flannelNetworks = map[string]lab.Options{
+	"vxlan":      {Config: plain},
+	"dual-stack": {Families: "both", Config: `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`},
+	"direct":     {Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`},
+	"host-gw":    {Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`},
+}
+
+// TestFlannel has flannel's own code on two hosts beside one of ours. All containers talk with all. Then tulle takes the hosts over, one
+// by one, and gives one back; no packet is lost.
+func TestFlannel(t *testing.T) {
+	for name, o := range flannelNetworks {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMixed(t, 2, o)
+			before := m.leases()
+			losses := m.flows()
+			for _, h := range m.Nodes[1:] {
+				m.takeOver(h)
+			}
+			if lost := losses(); len(lost) > 0 {
+				t.Errorf("packets were lost for %v while hosts were taken over", lost)
+			}
+			losses = m.flows()
+			m.giveBack(m.Nodes[2])
+			if lost := losses(); len(lost) > 0 {
+				t.Errorf("packets were lost for %v while a host was given back", lost)
+			}
+			if now := m.leases(); !maps.Equal(now, before) {
+				t.Errorf("leases are\n%v\nand were\n%v", now, before)
+			}
+			m.talk()
+		})
+	}
+}
