@@ -434,11 +434,11 @@ func (s *state) unleased(config subnet.Config) error {
 
 // request asks the store for a lease. It may be asked the same again.
 func (a *Agent) request(l subnet.Lease, r subnet.Pair[subnet.Range]) {
-	previous := a.state.previous
+	previous, revision := a.state.previous, a.state.mark
 	if a.state.own.Held() {
-		previous = a.state.own.Lease.Subnet
+		previous, revision = a.state.own.Lease.Subnet, max(revision, 0)
 	}
-	a.store.Want(subnet.Request{Range: r, PublicIP: l.PublicIP, Previous: previous, Revision: a.state.mark, Exclude: a.state.excluded, Backend: l.Backend, Data: l.Data})
+	a.store.Want(subnet.Request{Range: r, PublicIP: l.PublicIP, Previous: previous, Revision: revision, Exclude: a.state.excluded, Backend: l.Backend, Data: l.Data})
 }
 
 // record notes what became of a pass: in the log when it is news, in the metrics, for the status server and for systemd.

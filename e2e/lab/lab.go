@@ -505,6 +505,13 @@ func (l *Lab) LaunchAgent(h *Host) error {
 	return l.save()
 }
 
+// LaunchWith starts an agent on the host with arguments and environment variables of its own, and does not wait for it.
+func (l *Lab) LaunchWith(h *Host, variables []string, args ...string) (err error) {
+	args = append(append(variables, l.Binary, "agent", "--run-dir", h.RunDir), args...)
+	h.Agent, err = startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+".log"), "env", args...)
+	return errors.Join(err, l.save())
+}
+
 // LaunchFlannel starts a flanneld on the host and does not wait for it.
 func (l *Lab) LaunchFlannel(h *Host, flanneld string, args ...string) (err error) {
 	args = append([]string{"--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--subnet-file", h.FlannelEnv(), "--ip-masq"}, args...)
