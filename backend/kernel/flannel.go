@@ -72,7 +72,7 @@ func (k *Kernel) dropStale(link netlink.Link, want map[netip.Prefix]backend.Rout
 		if _, wanted := want[r.dst]; wanted || r.index != link.Attrs().Index || !r.gateway.IsValid() {
 			continue
 		}
-		m := rtmsg(r.dst, 0).uint32(unix.RTA_OIF, uint32(r.index))
+		m := rtmsg(r.dst, unix.RTN_UNICAST, 0).uint32(unix.RTA_OIF, uint32(r.index))
 		m[5] = r.protocol
 		errs.add("", gone(k.conn.do(unix.RTM_DELROUTE, 0, m)))
 	}
@@ -155,10 +155,10 @@ func (k *Kernel) handOverRoutes(w *work) (done []string, err error) {
 	}
 	bulk(w, step{"hand over", "route"}, ours.Del, func(dst netip.Prefix, r backend.Route) (request, error) {
 		h, err := k.hop(r)
-		if err != nil || r == (backend.Route{}) {
+		if err != nil || !r.Via.IsValid() { // by a device that ends with the agent
 			return request{}, err
 		}
-		m := rtmsg(dst, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).via(dst, h.gateway)
+		m := rtmsg(dst, unix.RTN_UNICAST, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).via(dst, h.gateway)
 		m[5] = unix.RTPROT_BOOT
 		done = append(done, fmt.Sprintf("route %s %s", dst, r))
 		return k.insist(request{kind: unix.RTM_NEWROUTE, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, message: m}, h), nil
