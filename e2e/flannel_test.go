@@ -16,6 +16,9 @@ import (
 	"github.com/tulle-net/tulle/e2e/lab"
 )
 
+// patience is how long a flanneld may take for what it does in a second, most of it iptables.
+var patience = unhurried(30 * time.Second)
+
 // mixed is a lab whose first host has an agent of ours, and the others a flanneld.
 type mixed struct {
 	*testing.T
@@ -51,7 +54,7 @@ func (m *mixed) launchFlannel(h *lab.Host) {
 	}
 	said := len(m.flannelLog(h))
 	must(m.T, m.LaunchFlannel(h, m.flanneld))
-	eventually(m.T, 30*time.Second, h.Name+"'s flanneld knows its peers", func() error {
+	eventually(m.T, patience, h.Name+"'s flanneld knows its peers", func() error {
 		if _, err := os.Stat(h.FlannelEnv()); err != nil {
 			return fmt.Errorf("%w: %s", err, m.flannelLog(h)[said:])
 		}
@@ -59,7 +62,7 @@ func (m *mixed) launchFlannel(h *lab.Host) {
 			if other == h || other.Container == nil {
 				continue
 			}
-			if !strings.Contains(m.flannelLog(h)[said:], other.Address.String()) && m.udp() == "" {
+			if !strings.Contains(m.flannelLog(h)[said:], other.Address.String()) && !m.udp() { // which logs nothing of peers
 				return fmt.Errorf("not %s", other.Name)
 			}
 		}
@@ -67,13 +70,9 @@ func (m *mixed) launchFlannel(h *lab.Host) {
 	})
 }
 
-// udp is not "" in a network whose flanneld logs nothing of peers.
-func (m *mixed) udp() string {
-	if strings.Contains(m.Config, `"udp"`) {
-		return "udp"
-	}
-	return ""
-}
+func (m *mixed) udp() bool { return strings.Contains(m.Config, `"udp"`) }
+
+func (m *mixed) wireguard() bool { return strings.Contains(m.Config, `"wireguard"`) }
 
 func (m *mixed) flannelLog(h *lab.Host) string {
 	text, _ := os.ReadFile(filepath.Join(m.Dir(), h.Name+"-flannel.log"))
@@ -107,7 +106,7 @@ func (m *mixed) talk() {
 	m.Helper()
 	m.pairs(func(from, to *lab.Host) {
 		for _, address := range to.Container.Addresses {
-			eventually(m.T, 20*time.Second, from.Name+"'s container reaches "+to.Name+"'s at "+address.String(), func() error {
+			eventually(m.T, patience, from.Name+"'s container reaches "+to.Name+"'s at "+address.String(), func() error {
 				r, err := lab.Ping(m.Context(), from.Container.Namespace, address, 1, m.Nodes[0].Container.MTU) // of IPv6, flannel's is 20 too much
 				if err == nil && r.Lost() > 0 {
 					err = fmt.Errorf("ping lost, %v", r.Refused)
@@ -150,7 +149,7 @@ func (m *mixed) takeOver(h *lab.Host) {
 	m.Helper()
 	before := m.leases()
 	must(m.T, m.LaunchAgent(h))
-	eventually(m.T, 10*time.Second, "the agent says that flanneld runs", func() error {
+	eventually(m.T, patience, "the agent says that flanneld runs", func() error {
 		return logs(m.T, m.Lab, h, fmt.Sprintf("flanneld runs on this host (process %d)", h.Flannel.PID))
 	})
 	if now := m.leases(); !maps.Equal(now, before) {
@@ -173,9 +172,51 @@ func (m *mixed) takeOverAtOnce(h *lab.Host) {
 func (m *mixed) giveBack(h *lab.Host) {
 	m.Helper()
 	must(m.T, h.Agent.Stop(unix.SIGTERM))
-	m.Log(in(m.T, h.Namespace, binary, "cleanup", "--run-dir", h.RunDir, "--for-flannel"))
+	if m.wireguard() { // there is nothing to hand over
+		in(m.T, h.Namespace, binary, "cleanup", "--run-dir", h.RunDir)
+		m.launchFlannel(h)
+		return
+	}
+	m.fromDocs(h, "back")
 	m.launchFlannel(h)
-	m.Log(in(m.T, h.Namespace, binary, "cleanup", "--run-dir", h.RunDir))
+	m.fromDocs(h, "back-after")
+}
+
+// fromDocs runs the block of commands of this name in docs/migrating-from-flannel.md on a host.
+func (m *mixed) fromDocs(h *lab.Host, block string) {
+	m.Helper()
+	text, err := os.ReadFile("../docs/migrating-from-flannel.md")
+	if virtual { // which has no documents
+		return
+	}
+	must(m.T, err)
+	_, commands, found := strings.Cut(string(text), "```sh "+block+"\n")
+	commands, _, _ = strings.Cut(commands, "```")
+	if !found {
+		m.Fatalf("no block %s in the document", block)
+	}
+	in(m.T, h.Namespace, "env", "PATH="+filepath.Dir(binary)+":"+os.Getenv("PATH"), "TULLE_RUN_DIR="+h.RunDir, "sh", "-ec", commands)
+}
+
+// documented takes flannel's chains away, as the document says, and looks whether anything is missing then, or left.
+func (m *mixed) documented(h *lab.Host) {
+	m.Helper()
+	m.fromDocs(h, "rules")
+	for _, save := range []string{"iptables-save", "ip6tables-save"} {
+		if left := in(m.T, h.Namespace, save); strings.Contains(strings.ToLower(left), "flannel") {
+			m.Errorf("flannel's rules are left:\n%s", left)
+		}
+	}
+	for _, command := range []string{"ip -br link", "ip route", "ip -6 route"} {
+		if left := in(m.T, h.Namespace, strings.Fields(command)...); strings.Contains(left, "flannel") || strings.Contains(left, "proto boot") && !strings.Contains(command, "link") {
+			m.Errorf("%s:\n%s", command, left)
+		}
+	}
+	findings, _ := lab.Output(m.Context(), h.Namespace, binary, "doctor", "--run-dir", h.RunDir)
+	if strings.Contains(findings, "flannel") {
+		m.Errorf("doctor says\n%s", findings)
+	}
+	m.Logf("doctor: %s", findings)
 }
 
 // leases are all that is stored, by key: two hosts' are the same before and after only if each has its subnet, address and MAC.
@@ -192,13 +233,21 @@ func (m *mixed) leases() map[string]string {
 	return values
 }
 
-// flannelNetworks are the networks that the tests have flannel hosts in, and what of it is not without loss.
-var flannelNetworks = map[string]lab.Options{
-	"vxlan":      {Config: plain},
-	"dual-stack": {Families: "both", Config: `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`},
-	"direct":     {Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`},
-	"udp":        {Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`},
-	"host-gw":    {Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`},
+// flannelNetworks are the networks that the tests have flannel hosts in.
+var flannelNetworks = []struct {
+	name string
+	lab.Options
+	kind string        // of links that the kernel must have
+	gap  time.Duration // what may be lost of a flow when a host changes hands
+}{
+	{name: "vxlan", Options: lab.Options{Config: plain}},
+	{name: "dual-stack", Options: lab.Options{Families: "both", Config: `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`}},
+	{name: "direct", Options: lab.Options{Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`}},
+	{name: "host-gw", Options: lab.Options{Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`}},
+	{name: "ipip", kind: "ipip", gap: time.Second, Options: lab.Options{Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}`}},
+	// The device ends with the process, or has its key:
+	{name: "udp", gap: 5 * time.Second, Options: lab.Options{Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`}},
+	{name: "wireguard", kind: "wireguard", gap: 5 * time.Second, Options: lab.Options{Config: `{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}`}},
 }
 
 // TestFromFlannel has an agent that is told nothing but what flanneld was told. The subnet's lease is gone: that the host had it is in
@@ -239,25 +288,34 @@ func (m *mixed) within(limit time.Duration, losses func() map[string]time.Durati
 // TestFlannel has flannel's own code on two hosts beside one of ours. All containers talk with all. Then tulle takes the hosts over, one
 // by one, and gives one back; no packet is lost, but by udp.
 func TestFlannel(t *testing.T) {
-	for name, o := range flannelNetworks {
-		t.Run(name, func(t *testing.T) {
+	for _, n := range flannelNetworks {
+		t.Run(n.name, func(t *testing.T) {
 			t.Parallel()
-			m := newMixed(t, 2, o)
+			if n.kind != "" {
+				needKind(t, n.kind)
+			}
+			if virtual { // its kernel renames no device that is up, and all takes twenty times as long
+				n.gap = max(10*n.gap, 10*time.Second)
+			}
+			m := newMixed(t, 2, n.Options)
+			for _, h := range m.Nodes[:2] {
+				r, err := lab.Transfer(t.Context(), m.Nodes[2].Container.Namespace, h.Container.Namespace, h.Container.Address, 8<<20)
+				if err != nil || !r.Correct || r.Source != m.Nodes[2].Container.Address {
+					t.Errorf("transfer from a flannel host to %s: %+v, %v", h.Name, r, err)
+				}
+			}
 			before := m.leases()
 			losses := m.flows()
-			gap := time.Duration(0)
-			if name == "udp" { // its device goes with the process
-				gap = 5 * time.Second
-			}
 			m.takeOver(m.Nodes[1])
-			m.within(2*gap, losses, "a host was taken over")
+			m.within(2*n.gap, losses, "a host was taken over")
 			losses = m.flows()
 			m.takeOverAtOnce(m.Nodes[2])
-			m.within(gap, losses, "another was taken over")
+			m.within(n.gap, losses, "another was taken over")
 			losses = m.flows()
 			m.giveBack(m.Nodes[2])
-			m.within(gap, losses, "that was given back")
-			if now := m.leases(); !maps.Equal(now, before) {
+			m.within(n.gap, losses, "that was given back")
+			m.documented(m.Nodes[1])
+			if now := m.leases(); n.name != "wireguard" && !maps.Equal(now, before) { // each has a key of its own
 				t.Errorf("leases are\n%v\nand were\n%v", now, before)
 			}
 			m.talk()

@@ -514,8 +514,9 @@ func (l *Lab) LaunchWith(h *Host, variables []string, args ...string) (err error
 
 // LaunchFlannel starts a flanneld on the host and does not wait for it.
 func (l *Lab) LaunchFlannel(h *Host, flanneld string, args ...string) (err error) {
-	args = append([]string{"--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--subnet-file", h.FlannelEnv(), "--ip-masq"}, args...)
-	h.Flannel, err = startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+"-flannel.log"), flanneld, args...)
+	args = append([]string{"WIREGUARD_KEY_FILE=" + filepath.Join(h.RunDir, "wgkey"), flanneld,
+		"--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--subnet-file", h.FlannelEnv(), "--ip-masq"}, args...)
+	h.Flannel, err = startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+"-flannel.log"), "env", args...)
 	return errors.Join(err, l.save())
 }
 
