@@ -222,10 +222,13 @@ func (m *mixed) leases() map[string]string {
 	values := map[string]string{}
 	must(m.T, asEtcd(m.T, m.Lab, func(ctx context.Context, c *clientv3.Client) error {
 		got, err := c.Get(ctx, m.Prefix+"/subnets/", clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
 		for _, kv := range got.Kvs {
 			values[string(kv.Key)] = string(kv.Value)
 		}
-		return err
+		return nil
 	}))
 	return values
 }
