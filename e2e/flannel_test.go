@@ -291,8 +291,8 @@ func TestFlannel(t *testing.T) {
 	for _, n := range flannelNetworks {
 		t.Run(n.name, func(t *testing.T) {
 			t.Parallel()
-			if n.kind != "" {
-				needKind(t, n.kind)
+			if n.kind != "" && !hasKind(t, n.kind) {
+				t.Skipf("this kernel has no %s: e2e/vm 'TestFlannel$/%s' has one that does", n.kind, n.name)
 			}
 			if virtual { // its kernel renames no device that is up, and all takes twenty times as long
 				n.gap = max(10*n.gap, 10*time.Second)
