@@ -52,20 +52,21 @@ type Firewall interface {
 
 // Config is the operator's choices for this host.
 type Config struct {
-	RunDir     string // for the env file and the lock
-	SubnetFile string // path of the env file; relative to RunDir
-	StateFile  string // path of a copy of the env file that survives a reboot; "" for none
-	DaemonJSON string // path of dockerd's own config
-	Socket     string // path of the unix socket for the commands of this host; "" for none
-	Listen     string // address of the status server; "" for none
-	SetConfig  string // the command that stores the network config on its standard input, for an operator who has to
-	Version    string
-	Host       string   // this host's name, for people
-	Endpoints  []string // of etcd, for people
-	Probe      bool     // whether peers answer
-	PerPeer    bool     // metrics of each peer by itself
-	Choice     backend.Choice
-	Options    backend.Options
+	RunDir      string // for the env file and the lock
+	SubnetFile  string // path of the env file; relative to RunDir
+	StateFile   string // path of a copy of the env file that survives a reboot; "" for none
+	FlannelFile string // path of flannel's env file, which says what this host held before; "" for none
+	DaemonJSON  string // path of dockerd's own config
+	Socket      string // path of the unix socket for the commands of this host; "" for none
+	Listen      string // address of the status server; "" for none
+	SetConfig   string // the command that stores the network config on its standard input, for an operator who has to
+	Version     string
+	Host        string   // this host's name, for people
+	Endpoints   []string // of etcd, for people
+	Probe       bool     // whether peers answer
+	PerPeer     bool     // metrics of each peer by itself
+	Choice      backend.Choice
+	Options     backend.Options
 }
 
 // Agent is one host's daemon.

@@ -83,6 +83,16 @@ func (a *Agent) writeEnv(mtu int) error {
 // machine that was cloned must not have it.
 func (a *Agent) mark() string { return filepath.Join(a.config.RunDir, "lease") }
 
+// flannels is any revision, if the flannel that ran on this host until now held what an earlier life of ours would have: so says its env
+// file. It must be where no reboot and no disk image keeps it, as the mark is.
+func (a *Agent) flannels() int64 {
+	held, err := previousSubnet(a.config.FlannelFile)
+	if err != nil || held != a.state.previous || held == (subnet.Pair[netip.Prefix]{}) || !strings.HasPrefix(filepath.Clean(a.config.FlannelFile), "/run/") {
+		return 0
+	}
+	return subnet.AnyRevision
+}
+
 // markHeld writes the mark. One that can't be written costs the next start three seconds.
 func (a *Agent) markHeld(own subnet.Own) {
 	if own.Lease != a.state.own.Lease || own.Revision != a.state.own.Revision {
@@ -95,7 +105,7 @@ func (a *Agent) marked() (revision int64) {
 	text, _ := os.ReadFile(a.mark())
 	key, number, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
 	if key != subnet.FormatKey(a.state.previous) {
-		return 0
+		return a.flannels()
 	}
 	revision, _ = strconv.ParseInt(number, 10, 64)
 	return revision
@@ -116,9 +126,9 @@ func replace(path string, text []byte) (bool, error) {
 	return true, err
 }
 
-// previous is what subnets the host held in an earlier life: as the env file has them, or after a reboot its copy.
+// previous is what subnets the host held in an earlier life: as the env file has them, or after a reboot its copy, or flannel's.
 func (a *Agent) previous() (held subnet.Pair[netip.Prefix]) {
-	for _, path := range []string{a.config.SubnetFile, a.config.StateFile} {
+	for _, path := range []string{a.config.SubnetFile, a.config.StateFile, a.config.FlannelFile} {
 		held, err := previousSubnet(path)
 		if err != nil {
 			a.log.Warn("the env file of an earlier life can't be used", "error", err)

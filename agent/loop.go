@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tulle-net/tulle/agent/flannel"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -47,6 +48,7 @@ type state struct {
 	bridged  subnet.Pair[bool]         // the bridge has the lease's address
 	changed  recently                  // when leases last did
 	excluded []netip.Prefix            // of the network's range, for the underlay's sake
+	alone    bool                      // no flanneld runs here
 }
 
 func newState() state {
@@ -367,8 +369,11 @@ func (a *Agent) replan(ctx context.Context) (*backend.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := backend.Host{Config: config, Self: s.own.Lease, Underlay: underlay, Facts: facts, Options: a.options()}
+	host := backend.Host{Config: config, Self: s.self(underlay), Underlay: underlay, Facts: facts, Options: a.options()}
 	if err := s.unleased(config); err != nil {
+		if err := a.alone(); err != nil {
+			return nil, err
+		}
 		a.request(host.Announce(b))
 		return nil, err
 	}
@@ -380,6 +385,32 @@ func (a *Agent) replan(ctx context.Context) (*backend.Plan, error) {
 		s.outdated = false
 	}
 	return plan, err
+}
+
+// self is the lease that is held. Before one is, it is what is stored for this host, by an earlier life or by flannel, but for the
+// subnets: the first one made, if there are several.
+func (s *state) self(u backend.Underlay) (own subnet.Lease) {
+	if s.own.Held() {
+		return s.own.Lease
+	}
+	var first int64
+	for _, e := range s.entries {
+		l := e.Lease
+		if e.Err == nil && !l.Idle() && subnet.SameHost(l.PublicIP, u.Public) && (first == 0 || e.Created < first) {
+			first, own = e.Created, subnet.Lease{PublicIP: l.PublicIP, Backend: l.Backend, Data: l.Data}
+		}
+	}
+	return own
+}
+
+// alone makes sure, before this host's lease is touched, that no flanneld keeps it.
+func (a *Agent) alone() error {
+	if a.state.own.Held() || a.state.alone {
+		return nil
+	}
+	err := flannel.Runs()
+	a.state.alone = err == nil
+	return err
 }
 
 // unleased says why no lease is held that the config has room for; nil if one is.
@@ -403,11 +434,11 @@ func (s *state) unleased(config subnet.Config) error {
 
 // request asks the store for a lease. It may be asked the same again.
 func (a *Agent) request(l subnet.Lease, r subnet.Pair[subnet.Range]) {
-	previous := a.state.previous
+	previous, revision := a.state.previous, a.state.mark
 	if a.state.own.Held() {
-		previous = a.state.own.Lease.Subnet
+		previous, revision = a.state.own.Lease.Subnet, max(revision, 0)
 	}
-	a.store.Want(subnet.Request{Range: r, PublicIP: l.PublicIP, Previous: previous, Revision: a.state.mark, Exclude: a.state.excluded, Backend: l.Backend, Data: l.Data})
+	a.store.Want(subnet.Request{Range: r, PublicIP: l.PublicIP, Previous: previous, Revision: revision, Exclude: a.state.excluded, Backend: l.Backend, Data: l.Data})
 }
 
 // record notes what became of a pass: in the log when it is news, in the metrics, for the status server and for systemd.

@@ -15,7 +15,7 @@ func TestLeaseFormats(t *testing.T) {
 	h := Host{Config: mustConfig(t, `{"Network":"10.5.0.0/16"}`), Self: subnet.Lease{Subnet: subnet.PairOf(subnet.IPv4, netip.MustParsePrefix("10.5.65.0/24"))},
 		Underlay: Underlay{Public: subnet.PairOf(subnet.IPv4, netip.MustParseAddr("192.168.50.11"))},
 		Facts:    Facts{Key: Secret{1}, Printed: "what \"it\" printed,\n<all> of it"}}
-	mac := func(vni uint32) string { return vxlan{VNI: vni}.mac(h.Underlay, subnet.IPv4).String() }
+	mac := func(vni uint32) string { return vxlan{VNI: vni}.mac(h, subnet.IPv4).String() }
 	key := h.Facts.Key.Public().String()
 	for backend, want := range map[string]string{
 		`{"Type":"vxlan"}`:                                   `{"PublicIP":"192.168.50.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"` + mac(1) + `"}}`,
@@ -49,7 +49,9 @@ func TestDualStackLeaseFormats(t *testing.T) {
 	both := subnet.Pair[netip.Addr]{V4: netip.MustParseAddr("192.168.50.11"), V6: netip.MustParseAddr("fd00:50::11")}
 	subnets := subnet.Pair[netip.Prefix]{V4: netip.MustParsePrefix("10.5.85.0/24"), V6: netip.MustParsePrefix("fd12:3456:0:34::/64")}
 	facts := Facts{Key: Secret{1}}
-	mac := func(f subnet.Family) string { return vxlan{VNI: 42}.mac(Underlay{Public: both}, f).String() }
+	mac := func(f subnet.Family) string {
+		return vxlan{VNI: 42}.mac(Host{Underlay: Underlay{Public: both}}, f).String()
+	}
 	vtep4, vtep6, key := mac(subnet.IPv4), mac(subnet.IPv6), facts.Key.Public().String()
 	for _, test := range []struct{ network, backend, key, value string }{
 		{dual, `{"Type":"vxlan","VNI":42}`, "10.5.85.0-24&fd12:3456:0:34::-64", `{"PublicIP":"192.168.50.11","PublicIPv6":"fd00:50::11","BackendType":"vxlan",` +

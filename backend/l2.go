@@ -51,7 +51,7 @@ func (b l2) Fixed(h Host) (State, error) {
 		return State{}, err
 	}
 	s := h.common(mtu)
-	port := b.link(h.Underlay, f, mtu)
+	port := b.link(h, f, mtu)
 	port.Master, port.Suppress = h.Bridge, true
 	s.Links[b.device(f)] = port
 	s.Firewall.From.add(h.Bridge)

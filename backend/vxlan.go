@@ -70,10 +70,16 @@ func (v vxlan) device(f subnet.Family) string {
 	return fmt.Sprintf("%s.%d", Prefix, v.VNI)
 }
 
-// mac is that of the device over f. It is derived from what stays the same as long as peers have reason to send here, so that a device made again has the
-// MAC that peers already know.
-func (v vxlan) mac(u Underlay, f subnet.Family) MAC {
-	return deriveMAC("vtep", fmt.Sprint(v.VNI), u.Public.Of(f).String())
+// mac is that of the device over f: one that stays the same as long as peers have reason to send here, so that a device made again has the
+// MAC that peers already know. It is what the host's lease says, if that is for this address: flannel's are random, and a host that flannel
+// ran on keeps its own. Or else it is derived.
+func (v vxlan) mac(h Host, f subnet.Family) MAC {
+	public := h.Underlay.Public.Of(f)
+	const local = 2 // of the first octet (IEEE 802): made by software, as flannel's and ours are
+	if mac, err := v.leasedMAC(h.Self, f); err == nil && mac[0]&local != 0 && h.Self.Backend == "vxlan" && h.Self.PublicIP.Of(f) == public {
+		return mac
+	}
+	return deriveMAC("vtep", fmt.Sprint(v.VNI), public.String())
 }
 
 // deriveMAC returns a unicast, locally administered MAC (IEEE 802) that depends on facts only.
@@ -89,7 +95,7 @@ func (vxlan) Needs() Needs { return Needs{} }
 func (v vxlan) Announce(h Host) subnet.Lease {
 	l := subnet.Lease{Backend: "vxlan", PublicIP: h.Public()}
 	for f := range l.PublicIP.All() {
-		*l.Data.At(f) = dataOf(vxlanData{v.VNI, v.mac(h.Underlay, f).String()})
+		*l.Data.At(f) = dataOf(vxlanData{v.VNI, v.mac(h, f).String()})
 	}
 	return l
 }
@@ -112,7 +118,7 @@ func (v vxlan) Fixed(h Host) (State, error) {
 	}
 	s := h.common(mtu)
 	for f := range h.Public().All() {
-		s.Links[v.device(f)] = v.link(h.Underlay, f, mtu)
+		s.Links[v.device(f)] = v.link(h, f, mtu)
 		s.Firewall.From.add(v.device(f))
 		h.addresses(s, v.device(f))
 	}
@@ -123,8 +129,9 @@ func (v vxlan) Fixed(h Host) (State, error) {
 }
 
 // link is the device over f, with what MTU it has inside.
-func (v vxlan) link(u Underlay, f subnet.Family, mtu int) Link {
-	return Link{Kind: KindVXLAN, MAC: v.mac(u, f), MTU: mtu,
+func (v vxlan) link(h Host, f subnet.Family, mtu int) Link {
+	u := h.Underlay
+	return Link{Kind: KindVXLAN, MAC: v.mac(h, f), MTU: mtu,
 		VXLAN: VXLAN{VNI: v.VNI, Port: v.Port, Local: u.Local.Of(f), Parent: u.Device, Learning: v.Learning, GBP: v.GBP}}
 }
 
@@ -161,8 +168,17 @@ func (g leg) direct(h Host) []Row[netip.Prefix, Route] {
 	return row(g.subnet, Route{Via: g.to, Dev: h.Underlay.Device})
 }
 
-// peerMAC checks the vxlan part of l and returns the MAC of its VTEP on f.
+// peerMAC is the MAC of a peer's VTEP on f.
 func (v vxlan) peerMAC(h Host, l subnet.Lease, f subnet.Family) (MAC, error) {
+	mac, err := v.leasedMAC(l, f)
+	if err == nil && mac == v.mac(h, f) {
+		return MAC{}, subnet.Rejectf(subnet.BadMAC, "VtepMAC %s is this host's own", mac)
+	}
+	return mac, err
+}
+
+// leasedMAC checks the vxlan part of l and returns the MAC of its VTEP on f.
+func (v vxlan) leasedMAC(l subnet.Lease, f subnet.Family) (MAC, error) {
 	var data vxlanData
 	if err := json.Unmarshal([]byte(l.Data.Of(f)), &data); err != nil {
 		return MAC{}, subnet.Rejectf(subnet.BadValue, "%s is not {\"VNI\":…,\"VtepMAC\":…}: %s", dataKey(f), l.Data.Of(f))
@@ -173,9 +189,6 @@ func (v vxlan) peerMAC(h Host, l subnet.Lease, f subnet.Family) (MAC, error) {
 	hw, err := net.ParseMAC(data.VtepMAC)
 	if err != nil || len(hw) != 6 || !MAC(hw).Unicast() {
 		return MAC{}, subnet.Rejectf(subnet.BadMAC, "VtepMAC %q is not a unicast Ethernet address", data.VtepMAC)
-	}
-	if MAC(hw) == v.mac(h.Underlay, f) {
-		return MAC{}, subnet.Rejectf(subnet.BadMAC, "VtepMAC %s is this host's own", data.VtepMAC)
 	}
 	return MAC(hw), nil
 }

@@ -113,19 +113,45 @@ func TestDeriveMAC(t *testing.T) {
 	seen := map[MAC]string{}
 	for vni := range 4 {
 		for host := range 1000 {
-			u := Underlay{Public: v4Addr(fmt.Sprintf("192.0.%d.%d", host>>8, host&255))}
+			h := Host{Underlay: Underlay{Public: v4Addr(fmt.Sprintf("192.0.%d.%d", host>>8, host&255))}}
 			v := vxlan{VNI: uint32(vni)}
-			mac, facts := v.mac(u, subnet.IPv4), fmt.Sprint(vni, u.Public.V4)
+			mac, facts := v.mac(h, subnet.IPv4), fmt.Sprint(vni, h.Underlay.Public.V4)
 			if !mac.Unicast() || mac[0]&2 == 0 {
 				t.Errorf("%s: %s is not unicast and locally administered", facts, mac)
 			}
-			if again := v.mac(u, subnet.IPv4); again != mac {
+			if again := v.mac(h, subnet.IPv4); again != mac {
 				t.Errorf("%s: %s, then %s", facts, mac, again)
 			}
 			if other, ok := seen[mac]; ok {
 				t.Errorf("%s: %s, as for %s", facts, mac, other)
 			}
 			seen[mac] = facts
+		}
+	}
+}
+
+// A host that flannel ran on keeps flannel's MAC, which its lease tells peers, for as long as it is at that address.
+func TestLeasedMAC(t *testing.T) {
+	t.Parallel()
+	v, here := vxlan{VNI: 1}, v4Addr("192.0.2.1")
+	derived := v.mac(Host{Underlay: Underlay{Public: here}}, subnet.IPv4).String()
+	const flannels = "a6:59:a7:17:56:cd"
+	for _, test := range []struct {
+		why, backend, data, want string
+		public                   subnet.Pair[netip.Addr]
+	}{
+		{"as flannel wrote it", "vxlan", `{"VNI":1,"VtepMAC":"a6:59:a7:17:56:cd"}`, flannels, here},
+		{"of another address", "vxlan", `{"VNI":1,"VtepMAC":"a6:59:a7:17:56:cd"}`, derived, v4Addr("192.0.2.2")},
+		{"of another network", "vxlan", `{"VNI":2,"VtepMAC":"a6:59:a7:17:56:cd"}`, derived, here},
+		{"of another type", "wireguard", `{"VNI":1,"VtepMAC":"a6:59:a7:17:56:cd"}`, derived, here},
+		{"a card's", "vxlan", `{"VNI":1,"VtepMAC":"00:1b:21:17:56:cd"}`, derived, here},
+		{"a group's", "vxlan", `{"VNI":1,"VtepMAC":"a7:59:a7:17:56:cd"}`, derived, here},
+		{"none", "vxlan", `{"VNI":1}`, derived, here},
+		{"nothing", "", "", derived, here},
+	} {
+		h := Host{Underlay: Underlay{Public: here}, Self: subnet.Lease{PublicIP: test.public, Backend: test.backend, Data: subnet.PairOf(subnet.IPv4, test.data)}}
+		if got := v.mac(h, subnet.IPv4).String(); got != test.want {
+			t.Errorf("a lease with a MAC %s: the device has %s, want %s", test.why, got, test.want)
 		}
 	}
 }

@@ -40,6 +40,7 @@ func noNexthops(f Facts) []Finding {
 
 func flanneld(f Facts) []Finding {
 	var seen []string
+	fix := "systemctl disable --now flanneld"
 	for _, p := range f.Programs {
 		if p.Name == "flanneld" {
 			seen = append(seen, p.String()+" runs")
@@ -48,17 +49,19 @@ func flanneld(f Facts) []Finding {
 	for _, d := range f.Devices {
 		if strings.HasPrefix(d.Name, "flannel.") || strings.HasPrefix(d.Name, "flannel-") || d.Name == "cni0" {
 			seen = append(seen, fmt.Sprintf("device %s, with %s", d.Name, list(d.Addrs)))
+			fix += "; ip link del " + d.Name
 		}
 	}
 	h := f.Plan.Host()
 	if own := netip.PrefixFrom(h.BridgeAddrs().V4.Addr(), h.Self.Subnet.V4.Bits()); f.FlannelEnv.IsValid() && f.FlannelEnv != own {
 		seen = append(seen, fmt.Sprintf("%s says FLANNEL_SUBNET=%s, and this host's is %s", f.FlannelPath, f.FlannelEnv, own))
+		fix += "; rm -f " + f.FlannelPath
 	}
 	if len(seen) == 0 {
 		return nil
 	}
-	return one("flanneld runs on this host, or has left something behind: both would do the same work", strings.Join(seen, "\n"),
-		"systemctl disable --now flanneld; ip link del flannel.1 (each of its devices); rm -f "+f.FlannelPath+"; systemctl restart tulle")
+	return one("flanneld runs on this host, or has left something behind that tulle has not taken over: both would do the same work",
+		strings.Join(seen, "\n"), fix+"; systemctl restart tulle")
 }
 
 func list(addrs []netip.Prefix) string {

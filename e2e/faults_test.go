@@ -440,37 +440,6 @@ func TestForeignBridge(t *testing.T) {
 	}
 }
 
-// TestFlannelPeer has a peer that was set up by hand the way flanneld does it. Its container and ours must talk.
-func TestFlannelPeer(t *testing.T) {
-	l := newLab(t, lab.Options{Hosts: 2})
-	ours, flannel := l.Nodes[0], l.Nodes[1]
-	stop(t, flannel)
-	subnet := strings.TrimSuffix(key(t, flannel), "-24")
-	in(t, flannel.Namespace, "sh", "-c", `tulle=$1; $tulle cleanup --run-dir $2 >/dev/null
-		ip link add docker0 type bridge && ip addr add ${3%.0}.1/24 dev docker0 && ip link set docker0 up && ip link set $4 master docker0
-		ip link add flannel.1 mtu 1450 type vxlan id 1 local $5 dev eth0 dstport 8472 nolearning
-		ip addr add $3/32 dev flannel.1 && ip link set flannel.1 up
-		ip route add ${6%-24}/24 via ${6%-24} dev flannel.1 onlink
-		ip neigh add ${6%-24} lladdr $7 dev flannel.1 nud permanent
-		bridge fdb add $7 dev flannel.1 dst $8 self permanent
-		iptables -P FORWARD ACCEPT`,
-		"sh", binary, flannel.RunDir, subnet, flannel.Container.Name, flannel.Address.String(), key(t, ours), vtepMAC(t, ours), ours.Address.String())
-	mac := strings.Fields(in(t, flannel.Namespace, "ip", "-br", "link", "show", "flannel.1"))[2]
-	etcdctl(t, l, "put", "/coreos.com/network/subnets/"+subnet+"-24", lease(flannel.Address.String(), mac, 1))
-	eventually(t, 10*time.Second, "containers of a tulle host and a flannel host talk", func() error {
-		r, err := lab.Ping(t.Context(), ours.Container.Namespace, flannel.Container.Address, 1, 1450)
-		if err == nil && r.Lost() > 0 {
-			err = fmt.Errorf("ping lost")
-		}
-		return err
-	})
-	ping(t, flannel.Container, ours.Container, 1450)
-	r, err := lab.Transfer(t.Context(), flannel.Container.Namespace, ours.Container.Namespace, ours.Container.Address, 8<<20)
-	if err != nil || !r.Correct || r.Source != flannel.Container.Address {
-		t.Errorf("transfer from the flannel host: %+v, %v", r, err)
-	}
-}
-
 // lease is a vxlan lease's value.
 func lease(publicIP, mac string, vni int) string {
 	return fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":%d,"VtepMAC":%q}}`, publicIP, vni, mac)

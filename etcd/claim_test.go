@@ -1,9 +1,12 @@
 package etcd
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tulle-net/tulle/subnet"
 )
 
 // Two hosts have one public address: clones, or both behind one NAT. The first keeps its lease, the second gets none, and
@@ -47,6 +50,36 @@ func TestEarlierLifeIsAsked(t *testing.T) {
 	}
 	if own := second.last.Own; own.Rival != "" || own.Revision != after.modified {
 		t.Errorf("own is %+v", own)
+	}
+}
+
+// A host that can be sure that its key is nobody else's doesn't ask, whatever became of the key; of another subnet it isn't sure.
+func TestSureOfItsKey(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	first := n.join(want("192.0.2.1", wide))
+	first.stop()
+	own := first.last.Own
+	own.Revision = subnet.AnyRevision
+	for _, sure := range []bool{true, false} {
+		second := prepare(t, n.options)
+		second.answerWait = time.Hour
+		second.run()
+		second.listed()
+		request := after(own, want("192.0.2.1", wide))
+		if !sure {
+			request.Previous.V4 = netip.MustParsePrefix("10.5.250.0/24")
+		}
+		second.Want(request)
+		if sure {
+			second.held()
+		} else {
+			second.until("asking", func() bool { return claimant(n.keys()[first.key()].value) != "" })
+		}
+		if second.last.Own.Held() != sure || sure && second.key() != first.key() {
+			t.Errorf("sure %t: own is %+v", sure, second.last.Own)
+		}
+		second.stop()
 	}
 }
 

@@ -230,7 +230,7 @@ func (s *session) find(ctx context.Context, want subnet.Request) error {
 		return s.create(ctx, want)
 	}
 	r := s.records[keys[0]]
-	known := r.modified == want.Revision && r.entry.Lease.Subnet == want.Previous || r.lease != clientv3.NoLease && r.lease == s.attempt.lease
+	known := (r.modified == want.Revision || want.Revision == subnet.AnyRevision) && r.entry.Lease.Subnet == want.Previous || r.lease != clientv3.NoLease && r.lease == s.attempt.lease
 	if waiting := r.entry.Reserved && r.entry.Lease.Idle(); !known && !waiting {
 		return s.ask(ctx, keys[0], want)
 	}

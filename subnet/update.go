@@ -59,11 +59,14 @@ type Request struct {
 	Range    Pair[Range]        // what the subnets must come from
 	PublicIP Pair[netip.Addr]   // finds the host's reservation or its earlier lease again
 	Previous Pair[netip.Prefix] // the subnets held in an earlier life: taken again if they are free
-	Revision int64              // Own.Revision of that life; 0 if it isn't known
+	Revision int64              // Own.Revision of that life; 0 if it isn't known, AnyRevision if nobody else can hold them
 	Exclude  []netip.Prefix     // never taken: what the underlay itself needs
 	Backend  string             // to be published with the lease, as Data
 	Data     Pair[string]
 }
+
+// AnyRevision says that what is stored for this host's address and earlier subnets is its own, however it was left.
+const AnyRevision = -1
 
 // Equal reports whether q asks for the same as r.
 func (r Request) Equal(q Request) bool {

@@ -198,12 +198,16 @@ func (k *Kernel) changeAddr(kind, flags int, a backend.Addr) error {
 
 // ourAddr is an address with our mark.
 func ourAddr(index int, p netip.Prefix) message {
+	return addrOf(index, p).attr(ifaProto, []byte{protocol})
+}
+
+func addrOf(index int, p netip.Prefix) message {
 	a := p.Addr()
 	m := ifaddrmsg(family(a), p.Bits(), index)
 	if a.Is6() {
 		m[2] = unix.IFA_F_NODAD // nobody else has our addresses, so the kernel need not ask before it uses them
 	}
-	return m.addr(unix.IFA_LOCAL, a).addr(unix.IFA_ADDRESS, a).attr(ifaProto, []byte{protocol})
+	return m.addr(unix.IFA_LOCAL, a).addr(unix.IFA_ADDRESS, a)
 }
 
 // refreshIPv6 has the kernel look up again all IPv6 routes that it remembers, with the source address that they were for: it does

@@ -127,12 +127,12 @@ func TestForeignDeviceOfOurName(t *testing.T) {
 
 func TestForeignVXLANInTheWay(t *testing.T) {
 	s := newSandbox(t)
-	s.setup("ip link add flannel.1 type vxlan id 1 local 192.0.2.1 dev eth0 dstport 8472 nolearning")
+	s.setup("ip link add vxlan1 type vxlan id 1 local 192.0.2.1 dev eth0 dstport 8472 nolearning")
 	k, want := s.open(), state(t, 3)
 	_, err := k.Apply(t.Context(), want)
-	wantError(t, err, "flannel.1", "VNI 1", "8472", "ip link del flannel.1")
-	s.run("ip link del flannel.1")
-	s.before = slices.DeleteFunc(s.before, func(line string) bool { return strings.HasPrefix(line, "link flannel.1") })
+	wantError(t, err, "vxlan1", "VNI 1", "8472", "ip link del vxlan1")
+	s.run("ip link del vxlan1")
+	s.before = slices.DeleteFunc(s.before, func(line string) bool { return strings.HasPrefix(line, "link vxlan1") })
 	s.apply(k, want)
 	s.converged(k, want)
 }

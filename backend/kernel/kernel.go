@@ -91,6 +91,7 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 		return backend.Changes{}, fmt.Errorf("list links: %w", err)
 	}
 	k.rememberPorts(want.Links, have)
+	adopted := k.adopt(want, have)
 	all := want
 	want, foreign := have.withoutForeign(want)
 	links := backend.Diff(backend.State{Links: have.own}, backend.State{Links: want.Links}).Links
@@ -98,7 +99,7 @@ func (k *Kernel) Apply(ctx context.Context, want backend.State) (backend.Changes
 	maps.DeleteFunc(links.Del, func(name string, l backend.Link) bool { return l.Kind == backend.KindBridge && name != unborn }) // containers may hang on it
 	changed := backend.Changes{Links: links}
 	// Deleted first: one of another name may hold the VNI that a new one needs.
-	errs := []error{foreign, renamed, k.deleteLinks(links.Del, have), k.setLinks(links.Set, have)}
+	errs := []error{adopted, foreign, renamed, k.deleteLinks(links.Del, have), k.setLinks(links.Set, have)}
 	if err := k.indexDevices(); err != nil {
 		return changed, errors.Join(append(errs, err)...)
 	}
@@ -197,6 +198,8 @@ type work struct {
 	ctx  context.Context
 	conn conn
 	errs errorList
+
+	others map[netip.Prefix]route // routes that aren't ours; nil as long as nobody asked
 }
 
 // over reports whether there is no more time.

@@ -198,7 +198,7 @@ func (k *Kernel) renameLinks(links backend.Delta[string, backend.Link], have lin
 // alike returns which of the unwanted links could be want under another name; of several, the oldest.
 func (t linkTable) alike(want backend.Link, unwanted map[string]backend.Link) (name string, found bool) {
 	for n, l := range unwanted {
-		if n == unborn || l.Kind != want.Kind || l.VXLAN != want.VXLAN || l.IPIP != want.IPIP {
+		if n == unborn || l.Kind != want.Kind || l.VXLAN != want.VXLAN && !movable(l, want) || l.IPIP != want.IPIP {
 			continue
 		}
 		if !found || t.all[n].Attrs().Index < t.all[name].Attrs().Index {
@@ -360,6 +360,9 @@ func (k *Kernel) mendLink(name string, link netlink.Link, now, want backend.Link
 // movable reports whether all that keeps a device from being as wanted is what it runs over.
 func movable(now, want backend.Link) bool {
 	if want.Kind != backend.KindVXLAN {
+		return false
+	}
+	if now.VXLAN.Local.Is6() != want.VXLAN.Local.Is6() {
 		return false
 	}
 	now.VXLAN.Local, now.VXLAN.Parent = want.VXLAN.Local, want.VXLAN.Parent

@@ -297,12 +297,12 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 		return k.insist(r, h), nil
 	})
 	bulk(w, step{"set", "route"}, through, func(dst netip.Prefix, id uint32) (request, error) {
-		return k.setRoute(dst, id, routes[dst])
+		return k.setRoute(w, dst, id, routes[dst])
 	})
 }
 
 // setRoute asks for a route through a nexthop object, or for a plain one.
-func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request, error) {
+func (k *Kernel) setRoute(w *work, dst netip.Prefix, id uint32, r backend.Route) (request, error) {
 	h, err := k.hop(r)
 	if err != nil {
 		return request{}, err
@@ -320,6 +320,9 @@ func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
 	return k.insist(request{kind: unix.RTM_NEWROUTE, flags: flags, message: m, done: func(err error) error {
+		if errors.Is(err, unix.EEXIST) && k.same(w, dst, h) {
+			err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m)
+		}
 		if err == nil {
 			if k.routes[dst] = id; before != 0 && id == 0 { // it went through an object, and no longer does
 				err = k.deleteNexthop(before)

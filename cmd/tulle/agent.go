@@ -15,6 +15,7 @@ import (
 
 	"github.com/tulle-net/tulle/agent"
 	"github.com/tulle-net/tulle/agent/api"
+	"github.com/tulle-net/tulle/agent/flannel"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/extension"
 	"github.com/tulle-net/tulle/backend/firewalld"
@@ -77,8 +78,11 @@ type agentCmd struct {
 	Listen       string        `default:"127.0.0.1:9494" help:"Where to serve a page for people, and /healthz, /readyz, /metrics and /v1/ for programs; empty for nowhere (default ${default}: only for this host)." placeholder:"ADDR"`
 	Probe        bool          `default:"true" negatable:"" help:"Ask peers for an answer, over the overlay and the underlay, to see whether they are reachable: five every 5 seconds (default on)."`
 	PeerMetrics  bool          `help:"Metrics of each peer by itself, too: three series for each host on each host."`
+	FromFlannel  bool          `help:"Take what flanneld's variables (FLANNELD_…) say as defaults, and its env file's subnet if no lease says another (default off)."`
 	LogLevel     string        `default:"info" enum:"debug,info,warn,error" help:"What is logged: debug, info, warn or error, and what is worse (default ${default})." placeholder:"LEVEL"`
 	LogFormat    string        `default:"text" enum:"text,json" help:"How it is logged: text or json (default ${default})." placeholder:"FORMAT"`
+
+	flannel flannel.Settings
 }
 
 func (c *agentCmd) Run(ctx context.Context) error {
@@ -110,6 +114,9 @@ func (c *agentCmd) Run(ctx context.Context) error {
 	defer firewall.Close()
 	log := c.logger()
 	log.Info("tulle agent", "version", version, "commit", commit, "etcd", c.EtcdEndpoints, "prefix", c.EtcdPrefix)
+	if c.FromFlannel {
+		sayFlannel(log, c.flannel)
+	}
 	if stranger != nil {
 		log.Warn("nothing keeps a second agent from starting on this host", "error", stranger)
 	}
@@ -183,7 +190,7 @@ func (c *agentCmd) config() (agent.Config, error) {
 		host = "a host without a name"
 	}
 	return agent.Config{
-		Host: host, Endpoints: c.EtcdEndpoints, Probe: c.Probe, RunDir: c.RunDir, Socket: api.Socket(c.RunDir), SubnetFile: c.SubnetFile, StateFile: c.stateFile(), DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
+		Host: host, Endpoints: c.EtcdEndpoints, Probe: c.Probe, RunDir: c.RunDir, Socket: api.Socket(c.RunDir), SubnetFile: c.SubnetFile, StateFile: c.stateFile(), FlannelFile: c.flannel.EnvFile, DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
 		Choice: choice, PerPeer: c.PeerMetrics, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Families: c.UnderlayFamily, Masquerade: subnet.Pair[bool]{V4: c.IPMasq, V6: c.IPv6Masq}, Forward: c.ForwardRules, Attach: c.AttachAddrs},
 	}, nil
 }

@@ -12,13 +12,16 @@ import (
 	"github.com/tulle-net/tulle/agent"
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/docker"
+	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/firewalld"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/backend/netfilter"
+	"github.com/tulle-net/tulle/subnet"
 )
 
 type cleanupCmd struct {
 	filesFlags `embed:""`
+	ForFlannel bool `help:"Remove nothing: hand devices and routes over to a flanneld that is to be started, so that no packet is lost. When it runs, tulle cleanup removes the rest (default: off)."`
 }
 
 func (c *cleanupCmd) Run(ctx context.Context) error {
@@ -40,6 +43,9 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer k.Close()
+	if c.ForFlannel {
+		return c.handOver(ctx, k)
+	}
 	objects, kernelErr := k.Cleanup(ctx)
 	filter, err := netfilter.Open(netfilter.Auto)
 	if err != nil {
@@ -51,13 +57,42 @@ func (c *cleanupCmd) Run(ctx context.Context) error {
 	zoned, zonedErr := firewalld.Cleanup(ctx, env.Network)
 	files, filesErr := c.files()
 	removed := slices.Concat(objects, rules, zoned, files)
-	for _, line := range removed {
-		fmt.Println("removed", line)
-	}
-	if len(removed) == 0 {
+	if tell("removed", removed); len(removed) == 0 {
 		fmt.Println("nothing of tulle's is on this host")
 	}
 	return errors.Join(kernelErr, rulesErr, zonedErr, filesErr)
+}
+
+// handOver gives flannel what it can go on with. The packet filter's rules stay, since it takes its own away for a moment when it starts,
+// but for those that name devices: they would drop what comes by flannel's.
+func (c *cleanupCmd) handOver(ctx context.Context, k *kernel.Kernel) error {
+	env, err := docker.ReadEnv(c.envFile())
+	if err != nil {
+		return err
+	}
+	filter, err := netfilter.Open(netfilter.Auto)
+	if err != nil {
+		return err
+	}
+	defer filter.Close()
+	for f, p := range env.Subnet.All() {
+		*env.Subnet.At(f) = p.Masked()
+	}
+	_, err = filter.Apply(ctx, backend.Firewall{Network: env.Network, Subnet: env.Subnet, Bridge: "docker0", Forward: true,
+		Masquerade: subnet.Pair[bool]{V4: env.Masquerade, V6: env.Masquerade}})
+	if err != nil {
+		return err
+	}
+	handed, err := k.HandOver(ctx)
+	tell("handed over", handed)
+	return err
+}
+
+// tell prints what was done to what.
+func tell(done string, objects []string) {
+	for _, line := range objects {
+		fmt.Println(done, line)
+	}
 }
 
 func (c *cleanupCmd) envFile() string {

@@ -58,11 +58,17 @@ func newParser(c *cli) *kong.Kong {
 
 // run is main, with the process's exit code.
 func run(args []string) int {
-	parser := newParser(new(cli))
+	var c cli
+	parser := newParser(&c)
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	parsed, err := parser.Parse(args)
+	if err == nil && c.Agent.FromFlannel {
+		if c.Agent.flannel, err = fromFlannel(); err == nil {
+			parsed, err = parser.Parse(args) // with other defaults
+		}
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "tulle: %v\n", err)
 		if usage := (*kong.ParseError)(nil); errors.As(err, &usage) {

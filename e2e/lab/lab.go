@@ -122,6 +122,7 @@ type Host struct {
 	Addresses []netip.Addr // all of them there, Address first
 	RunDir    string
 	Agent     *Process
+	Flannel   *Process   // in place of an agent, for tests
 	Container *Container // nil until the host has a subnet
 }
 
@@ -459,9 +460,15 @@ func (c *Container) join(env map[string]string) (ends []end, err error) {
 	return ends, nil
 }
 
-// Env reads the host's env file.
+// FlannelEnv is the path of flannel's env file.
+func (h *Host) FlannelEnv() string { return filepath.Join(h.RunDir, "flannel.env") }
+
+// Env reads the host's env file: flannel's, if no agent has written one.
 func (h *Host) Env() (map[string]string, error) {
 	text, err := os.ReadFile(filepath.Join(h.RunDir, "subnet.env"))
+	if errors.Is(err, os.ErrNotExist) {
+		text, err = os.ReadFile(h.FlannelEnv())
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -499,6 +506,21 @@ func (l *Lab) LaunchAgent(h *Host) error {
 	defer l.mu.Unlock()
 	h.Agent = p
 	return l.save()
+}
+
+// LaunchWith starts an agent on the host with arguments and environment variables of its own, and does not wait for it.
+func (l *Lab) LaunchWith(h *Host, variables []string, args ...string) (err error) {
+	args = append(append(variables, l.Binary, "agent", "--run-dir", h.RunDir), args...)
+	h.Agent, err = startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+".log"), "env", args...)
+	return errors.Join(err, l.save())
+}
+
+// LaunchFlannel starts a flanneld on the host and does not wait for it.
+func (l *Lab) LaunchFlannel(h *Host, flanneld string, args ...string) (err error) {
+	args = append([]string{"WIREGUARD_KEY_FILE=" + filepath.Join(h.RunDir, "wgkey"), flanneld,
+		"--etcd-endpoints", l.Endpoints(), "--etcd-prefix", l.Prefix, "--subnet-file", h.FlannelEnv(), "--ip-masq"}, args...)
+	h.Flannel, err = startProcess(h.Namespace, filepath.Join(l.Dir(), h.Name+"-flannel.log"), "env", args...)
+	return errors.Join(err, l.save())
 }
 
 // Converge waits until every running agent has programmed all the others.
@@ -558,7 +580,7 @@ func (l *Lab) tulle(ctx context.Context, endpoints, stdin string, args ...string
 func (l *Lab) Down() error {
 	var errs []error
 	for _, h := range l.Nodes {
-		errs = append(errs, h.Agent.Stop(unix.SIGKILL))
+		errs = append(errs, h.Agent.Stop(unix.SIGKILL), h.Flannel.Stop(unix.SIGKILL))
 	}
 	for _, m := range l.Cluster() {
 		errs = append(errs, m.Stop(unix.SIGKILL))
