@@ -50,7 +50,7 @@ func run(args []string) int {
 	parser := kong.Must(&c, kong.Name("tulle"), kong.Description(description), kong.DefaultEnvars("TULLE"), kong.Vars{"minHosts": "1", "maxHosts": strconv.Itoa(lab.MaxHosts)},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}), kong.UsageOnError(),
 		kong.ExplicitGroups([]kong.Group{
-			{Key: "etcd", Title: "etcd:"}, {Key: "underlay", Title: "Underlay, tried in this order (default: the device of the default route):"},
+			{Key: "etcd", Title: "etcd:"}, {Key: "listen", Title: "Status server:"}, {Key: "underlay", Title: "Underlay, tried in this order (default: the device of the default route):"},
 		}))
 	if len(args) == 0 {
 		args = []string{"--help"}
