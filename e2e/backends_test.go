@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -189,6 +190,12 @@ func TestAlloc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, 10*time.Second, "addresses are found to be nobody else's", func() error {
+		if addresses := in(t, h.Namespace, "ip", "addr"); strings.Contains(addresses, "tentative") {
+			return errors.New(addresses)
+		}
+		return nil
+	})
 	before := look(t, h, bareView)
 	if err := l.StartAgent(t.Context(), h); err != nil {
 		t.Fatal(err)
