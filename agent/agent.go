@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/agent/probe"
+	"github.com/tulle-net/tulle/agent/server"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -52,14 +53,14 @@ type Firewall interface {
 
 // Config is the operator's choices for this host.
 type Config struct {
-	RunDir      string // for the env file and the lock
-	SubnetFile  string // path of the env file; relative to RunDir
-	StateFile   string // path of a copy of the env file that survives a reboot; "" for none
-	FlannelFile string // path of flannel's env file, which says what this host held before; "" for none
-	DaemonJSON  string // path of dockerd's own config
-	Socket      string // path of the unix socket for the commands of this host; "" for none
-	Listen      string // address of the status server; "" for none
-	SetConfig   string // the command that stores the network config on its standard input, for an operator who has to
+	RunDir      string         // for the env file and the lock
+	SubnetFile  string         // path of the env file; relative to RunDir
+	StateFile   string         // path of a copy of the env file that survives a reboot; "" for none
+	FlannelFile string         // path of flannel's env file, which says what this host held before; "" for none
+	DaemonJSON  string         // path of dockerd's own config
+	Socket      string         // path of the unix socket for the commands of this host; "" for none
+	Listen      server.Options // where else it may be asked, and by whom
+	SetConfig   string         // the command that stores the network config on its standard input, for an operator who has to
 	Version     string
 	Host        string   // this host's name, for people
 	Endpoints   []string // of etcd, for people
@@ -124,19 +125,24 @@ func (a *Agent) Run(ctx context.Context) error {
 	default:
 		defer unlock()
 	}
-	listener, err := listen(a.config.Listen)
+	remote, err := server.Listen(a.config.Listen, a.log)
 	if err != nil {
 		return err
 	}
-	socket, err := listenLocal(a.config.Socket)
+	local, err := listenLocal(a.config.Socket, a.log)
 	if err != nil { // a host without a network would be worse
 		a.log.Warn("tulle status and the like can't ask this agent", "error", err)
 	}
 	a.state.previous = a.previous()
 	a.state.mark = a.marked()
 	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return a.serve(ctx, listener) })
-	tasks.Go(func() error { return a.serve(ctx, socket) })
+	tasks.Go(func() error { return local.Serve(ctx, a.handlers()) })
+	tasks.Go(func() error {
+		if a.config.Listen.Pprof {
+			return remote.Serve(ctx, profiled(a.handlers()))
+		}
+		return remote.Serve(ctx, a.handlers())
+	})
 	tasks.Go(func() error { return a.probePeers(ctx) })
 	tasks.Go(func() error { return a.store.Run(ctx) })
 	tasks.Go(func() error { return a.kernel.Listen(ctx) })

@@ -19,6 +19,7 @@ import (
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/probe"
+	"github.com/tulle-net/tulle/agent/server"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -48,7 +49,7 @@ func newRig(t *testing.T, listen string) *rig {
 		}
 		return a
 	}})
-	config := Config{RunDir: filepath.Join(t.TempDir(), "run"), SubnetFile: "subnet.env", Listen: listen, SetConfig: "tulle config set -", Version: "1.2.3", Host: "host1",
+	config := Config{RunDir: filepath.Join(t.TempDir(), "run"), SubnetFile: "subnet.env", Listen: server.Options{Address: listen}, SetConfig: "tulle config set -", Version: "1.2.3", Host: "host1",
 		Options: backend.Options{Bridge: "docker0", Masquerade: subnet.PairOf(subnet.IPv4, true), Forward: true}}
 	if listen != "" { // sockets would keep a bubble's clock from moving
 		config.Socket = api.Socket(config.RunDir)

@@ -1,15 +1,15 @@
 package agent
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -17,26 +17,15 @@ import (
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/page"
+	"github.com/tulle-net/tulle/agent/server"
 )
 
 // maxEventsWait is how long a client may wait for an event.
 const maxEventsWait = time.Minute
 
-// listen opens the status server's socket; nil for no address.
-func listen(address string) (net.Listener, error) {
-	if address == "" {
-		return nil, nil
-	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("--listen %s: %w: is another agent running here? --listen= switches the status server off", address, err)
-	}
-	return l, nil
-}
-
 // listenLocal opens the unix socket that the commands of this host ask. Whoever holds the run directory's lock may take the
 // place of one that an earlier life left behind; "" is for none. Anybody on this host may ask: nothing that is told is secret.
-func listenLocal(path string) (net.Listener, error) {
+func listenLocal(path string, log *slog.Logger) (*server.Server, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -51,85 +40,71 @@ func listenLocal(path string) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("status socket: %w", err)
 	}
-	return l, nil
+	return server.Local(l, log), nil
 }
 
-// serve answers on l until ctx ends.
-func (a *Agent) serve(ctx context.Context, l net.Listener) error {
-	if l == nil {
-		return nil
-	}
-	server := &http.Server{Handler: crash(guard(l.Addr(), a.handler())), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: maxEventsWait + 30*time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		BaseContext: func(net.Listener) context.Context { return ctx }}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("status server: %w", err)
-	}
-	return nil
-}
-
-// crash makes a handler's panic end the process, as it does anywhere else: net/http would log it and go on, with who knows
-// what lock held.
-func crash(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
-			if p := recover(); p != nil {
-				stack := debug.Stack()
-				go func() { panic(fmt.Sprintf("%v\n%s", p, stack)) }()
-				select {}
-			}
-		}()
-		h.ServeHTTP(w, r)
-	})
-}
-
-// guard refuses, if it listens on a loopback address, whoever comes from elsewhere, and whoever asks for another name: a page
-// of anywhere, in a browser of this host, may have had its own name resolved to 127.0.0.1 (DNS rebinding).
-func guard(listens net.Addr, h http.Handler) http.Handler {
-	tcp, ok := listens.(*net.TCPAddr)
-	if !ok || !tcp.IP.IsLoopback() {
-		return h
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		client, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil || !client.Addr().Unmap().IsLoopback() || !local(r.Host) {
-			http.Error(w, "only for this host: --listen says from where the agent may be asked", http.StatusForbidden)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
-}
-
-// local reports whether a Host header names this host, as nobody else's DNS can.
-func local(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	a, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && a.IsLoopback()
-}
-
-func (a *Agent) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		status := a.Status()
-		if !status.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		fmt.Fprintln(w, status.Reason)
-	})
-	mux.HandleFunc("GET "+api.PathStatus, func(w http.ResponseWriter, _ *http.Request) { answer(w, a.Status()) })
-	mux.HandleFunc("GET "+api.PathPeers, func(w http.ResponseWriter, _ *http.Request) { answer(w, a.Peers()) })
+// handlers answer for a server. What looks at what the loop works on is made in its turn.
+func (a *Agent) handlers() server.Handlers {
+	mux, asking := http.NewServeMux(), make(chan struct{}, 4)
+	turn := func(path string, h http.HandlerFunc) { mux.Handle("GET "+path, server.Turn(h)) }
+	mux.HandleFunc("GET /healthz", alive)
+	turn("/readyz", func(w http.ResponseWriter, _ *http.Request) { a.serveReady(w, true) })
+	turn(api.PathStatus, func(w http.ResponseWriter, _ *http.Request) { answer(w, a.Status()) })
+	turn(api.PathPeers, func(w http.ResponseWriter, _ *http.Request) { answer(w, a.Peers()) })
+	turn(api.PathView, a.serveView)
+	turn(api.PathMesh, func(w http.ResponseWriter, _ *http.Request) { answer(w, a.Mesh()) })
+	turn("/{$}", a.servePage)
+	turn("/metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{}).ServeHTTP)
 	mux.HandleFunc("GET "+api.PathEvents, a.serveEvents)
-	mux.HandleFunc("GET "+api.PathView, a.serveView)
-	mux.HandleFunc("GET "+api.PathEtcd, func(w http.ResponseWriter, r *http.Request) { answer(w, a.Etcd(r.Context(), r.FormValue("key"))) })
-	mux.HandleFunc("GET "+api.PathMesh, func(w http.ResponseWriter, _ *http.Request) { answer(w, a.Mesh()) })
-	mux.HandleFunc("GET /{$}", a.servePage)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET "+api.PathEtcd, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case asking <- struct{}{}: // few at a time: nobody is to have all hosts ask etcd without end
+			defer func() { <-asking }()
+			answer(w, a.Etcd(r.Context(), r.FormValue("key")))
+		case <-r.Context().Done():
+		}
+	})
+	return server.Handlers{Known: mux, Anyone: a.probes()}
+}
+
+// profiled adds to h what shows an agent from within.
+func profiled(h server.Handlers) server.Handlers {
+	mux := http.NewServeMux()
+	mux.Handle("/", h.Known)
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	h.Known = mux
+	return h
+}
+
+// probes are for load balancers and the like, which may have no token: they tell whether, and not why.
+func (a *Agent) probes() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", alive)
+	mux.Handle("GET /readyz", server.Turn(func(w http.ResponseWriter, _ *http.Request) { a.serveReady(w, false) }))
 	return mux
+}
+
+func alive(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") }
+
+func (a *Agent) serveReady(w http.ResponseWriter, why bool) {
+	a.mu.Lock()
+	ready, text := a.state.ready()
+	a.mu.Unlock()
+	if !ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	switch {
+	case why:
+	case ready:
+		text = "ready"
+	default:
+		text = "not ready"
+	}
+	fmt.Fprintln(w, text)
 }
 
 func (a *Agent) servePage(w http.ResponseWriter, r *http.Request) {
@@ -159,16 +134,20 @@ func (a *Agent) serveEvents(w http.ResponseWriter, r *http.Request) {
 		refuse(w, "after is an event's number, and wait a number of seconds")
 		return
 	}
-	events, news := a.journal.after(after)
-	if len(events) == 0 && wait > 0 {
+	if events, news := a.journal.after(after); len(events) == 0 && wait > 0 {
+		most := min(time.Duration(wait)*time.Second, maxEventsWait)
+		server.Wait(w, most)
 		select {
 		case <-news:
-			events, _ = a.journal.after(after)
-		case <-time.After(min(time.Duration(wait)*time.Second, maxEventsWait)):
+		case <-time.After(most):
 		case <-r.Context().Done():
+			return
 		}
 	}
-	answer(w, api.Events{API: api.Version, Events: append([]api.Event{}, events...)})
+	server.Turn(func(w http.ResponseWriter, _ *http.Request) {
+		events, _ := a.journal.after(after)
+		answer(w, api.Events{API: api.Version, Events: append([]api.Event{}, events...)})
+	}).ServeHTTP(w, r)
 }
 
 // answer writes v as JSON. Of a client that is gone there is nobody to tell.

@@ -3,8 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tulle-net/tulle/agent/server"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/subnet"
 )
@@ -214,9 +215,17 @@ func panicIn(t *testing.T, where string) {
 		r.store.publish(func(u *subnet.Update) { u.Reset, u.Revision, u.Config = true, 1, parsed(vxlan, 1) })
 		_ = r.agent.loop(t.Context())
 	case "handler":
-		h := crash(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a handler's") }))
-		s := httptest.NewServer(h)
-		_, _ = s.Client().Get(s.URL)
+		path := filepath.Join(t.TempDir(), "s")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a handler's") })
+		go func() { _ = server.Local(l, r.agent.log).Serve(t.Context(), server.Handlers{Known: h}) }()
+		client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}}}
+		_, _ = client.Get("http://tulle/")
 	}
 }
 

@@ -29,6 +29,7 @@ func TestCompose(t *testing.T) {
 	c.make(t, "compose-up", "COMPOSE=docker-compose", "VERSION=earlier")
 	t.Run("all pairs", c.testAllPairs)
 	t.Run("VXLAN", c.testVXLAN)
+	t.Run("masquerade", c.testMasquerade)
 	t.Run("a node down", c.testNodeDown)
 	t.Run("a node restarts", c.testNodeRestarts)
 	c.make(t, "compose-up", "COMPOSE=docker-compose") // another image, other containers
@@ -179,6 +180,14 @@ func (c *compose) testVXLAN(t *testing.T) {
 	}
 	if one, two = sent(1)-one, sent(2)-two; one < 1 || two < 1 {
 		t.Errorf("a ping from one to the other, and through VXLAN node1 sent %d packets, node2 %d", one, two)
+	}
+}
+
+// testMasquerade has a node's container ask etcd, which knows no way to it: only its node's address gets an answer.
+func (c *compose) testMasquerade(t *testing.T) {
+	const ask = `address=$(ping -c1 etcd | sed -n 's/^PING etcd (\(.*\)):.*/\1/p') && container timeout 5 wget -q -O - http://$address:2379/health`
+	if out, err := c.exec(t, 1, "sh", "-ec", ask); err != nil || !strings.Contains(out, `"health":"true"`) {
+		t.Errorf("%s: %v", out, err)
 	}
 }
 

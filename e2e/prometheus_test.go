@@ -32,8 +32,9 @@ type prometheus struct {
 const prometheusAddress = "127.0.0.1:9090"
 
 // startPrometheus starts one. Of the shipped files it changes only this: the addresses of the hosts, and to save time the
-// intervals (1 s), and for how long something must be wrong until an alert fires (2 s, where it is up to 5 minutes).
-func startPrometheus(t *testing.T, l *lab.Lab) *prometheus {
+// intervals (1 s), and for how long something must be wrong until an alert fires (2 s, where it is up to 5 minutes). What is in
+// prometheus.yml for agents with TLS and a token is taken in if secured, a directory with what agents have for that, is not "".
+func startPrometheus(t *testing.T, l *lab.Lab, secured string) *prometheus {
 	t.Helper()
 	dir := t.TempDir()
 	var targets []string
@@ -61,6 +62,11 @@ func startPrometheus(t *testing.T, l *lab.Lab) *prometheus {
 	change("prometheus.yml", `interval: 15s`, "interval: 1s")
 	change("prometheus.yml", `targets: \["192.*\]`, "targets: ["+strings.Join(targets, ", ")+"]")
 	change("rules.yml", `for: [1-5]m`, "for: 2s")
+	if secured != "" {
+		change("prometheus.yml", `# scheme: https`, "scheme: https")
+		change("prometheus.yml", `# tls_config: \{ca_file: tulle-ca.pem\}`, "tls_config: {ca_file: "+secured+"/ca.pem}")
+		change("prometheus.yml", `# authorization: \{credentials_file: tulle-token\}`, "authorization: {credentials_file: "+secured+"/token}")
+	}
 	log, err := os.Create(filepath.Join(l.Dir(), "prometheus.log"))
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +195,7 @@ func (p *prometheus) fires(limit time.Duration, alerts ...string) (firing map[st
 func TestPrometheus(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 3, Agent: []string{"--listen", "0.0.0.0:9494", "--peer-metrics"}})
-	p := startPrometheus(t, l)
+	p := startPrometheus(t, l, "")
 	const soon = 60 * time.Second
 	p.want(soon, `sum(up{job="tulle"})`, "3")
 	p.want(soon, `sum(tulle_ready)`, "3")
@@ -240,6 +246,52 @@ func TestPrometheus(t *testing.T) {
 	p.want(soon, `count(tulle_peer_reachable)`, "2")
 	p.want(soon, `count(tulle_peer_round_trip_seconds)`, "4")
 	p.want(soon, `sum(tulle_peers)`, "2")
+}
+
+// TestPrometheusTLS has a real Prometheus watch hosts that want a token, by TLS, while the token and the certificate change.
+func TestPrometheusTLS(t *testing.T) {
+	t.Parallel()
+	dir := listenFiles(t)
+	l := newLab(t, lab.Options{Hosts: 2, Agent: append(listenArgs(dir), "--pprof")})
+	h, from := l.Nodes[0], l.Nodes[1]
+	want := func(path, token string, code int, text string) {
+		t.Helper()
+		gotCode, got, err := ask(t.Context(), from, "https://"+instance(h)+path, token)
+		if err != nil || gotCode != code || !strings.Contains(got, text) {
+			t.Errorf("%s: %d %.200q, %v; want %d and %q", path, gotCode, got, err, code, text)
+		}
+	}
+	for _, path := range []string{"/", "/metrics", "/v1/status", "/debug/pprof/", "/nothing"} {
+		want(path, "", 401, "a token is needed")
+		want(path, "another-token-than-it-is", 401, "a token is needed")
+	}
+	want("/readyz", "", 200, "ready\n")
+	want("/healthz", "", 200, "alive\n")
+	want("/readyz", listenToken, 200, h.Container.Subnet.Addr().String()+"-24, 1 peers")
+	want("/", listenToken, 200, "<h1>"+h.Name+"</h1>")
+	want("/debug/pprof/goroutine?debug=1", listenToken, 200, "goroutine profile: total")
+	p := startPrometheus(t, l, dir)
+	const soon = 60 * time.Second
+	p.want(soon, `sum(up{job="tulle"})`, "2")
+	p.want(soon, `sum(tulle_ready)`, "2")
+	const another = "another-token-for-tomorrow"
+	if err := os.WriteFile(filepath.Join(dir, "token"), []byte(another), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want("/metrics", listenToken, 401, "a token is needed")
+	next := listenFiles(t)
+	for _, name := range []string{"ca.pem", "cert.pem", "key.pem"} {
+		if err := os.Rename(filepath.Join(next, name), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	changed := time.Now().Add(time.Second).Unix()
+	p.want(soon, fmt.Sprintf(`count(timestamp(up{job="tulle"} == 1) > %d)`, changed), "2")
+	for _, h := range l.Nodes {
+		if log := logOf(t, l, h); strings.Contains(log, listenToken) || strings.Contains(log, another) || strings.Contains(log, "level=WARN") {
+			t.Errorf("%s has logged\n%s", h.Name, log)
+		}
+	}
 }
 
 // rulesHold waits until all rules were evaluated, and none of them failed.

@@ -16,6 +16,7 @@ import (
 	"github.com/tulle-net/tulle/agent"
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/flannel"
+	"github.com/tulle-net/tulle/agent/server"
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/extension"
 	"github.com/tulle-net/tulle/backend/firewalld"
@@ -57,8 +58,9 @@ func (f filesFlags) keyFile() string {
 }
 
 type agentCmd struct {
-	etcdFlags  `embed:""`
-	filesFlags `embed:""`
+	etcdFlags   `embed:""`
+	filesFlags  `embed:""`
+	listenFlags `embed:""`
 
 	Iface          []string         `group:"underlay" help:"Device, by name or address. May be repeated: the first that exists is used." placeholder:"NAME|IP"`
 	IfaceRegex     []string         `group:"underlay" help:"Regular expression for the device's address or else its name. May be repeated." placeholder:"RE" sep:"none"`
@@ -75,7 +77,6 @@ type agentCmd struct {
 	Bridge       string        `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
 	AttachAddrs  int           `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
 	DaemonJSON   string        `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
-	Listen       string        `default:"127.0.0.1:9494" help:"Where to serve a page for people, and /healthz, /readyz, /metrics and /v1/ for programs; empty for nowhere (default ${default}: only for this host)." placeholder:"ADDR"`
 	Probe        bool          `default:"true" negatable:"" help:"Ask peers for an answer, over the overlay and the underlay, to see whether they are reachable: five every 5 seconds (default on)."`
 	PeerMetrics  bool          `help:"Metrics of each peer by itself, too: three series for each host on each host."`
 	FromFlannel  bool          `help:"Take what flanneld's variables (FLANNELD_…) say as defaults, and its env file's subnet if no lease says another (default off)."`
@@ -83,6 +84,21 @@ type agentCmd struct {
 	LogFormat    string        `default:"text" enum:"text,json" help:"How it is logged: text or json (default ${default})." placeholder:"FORMAT"`
 
 	flannel flannel.Settings
+}
+
+// listenFlags say where an agent may be asked, beside the unix socket, and by whom.
+type listenFlags struct {
+	Listen             string `group:"listen" default:"127.0.0.1:9494" help:"Where to serve a page for people, and /healthz, /readyz, /metrics and /v1/ for programs; empty for nowhere (default ${default}: only for this host)." placeholder:"ADDR"`
+	ListenCertfile     string `group:"listen" help:"Certificate to serve with, by TLS (default: none, no TLS). Read anew when it changes." placeholder:"FILE"`
+	ListenKeyfile      string `group:"listen" help:"The key of that certificate." placeholder:"FILE"`
+	ListenClientCafile string `group:"listen" help:"Let in only who has a certificate of these authorities (default: anybody)." placeholder:"FILE"`
+	ListenTokenFile    string `group:"listen" help:"File with tokens, one in each line: answer only who shows one, but for whether the agent is ready (default: anybody). Read anew when it changes." placeholder:"FILE"`
+	Pprof              bool   `group:"listen" help:"Serve profiles of the agent itself at /debug/pprof/, too. Not for who has neither token nor certificate, but on loopback."`
+}
+
+func (f listenFlags) options() server.Options {
+	return server.Options{Address: f.Listen, CertFile: f.ListenCertfile, KeyFile: f.ListenKeyfile, ClientCAFile: f.ListenClientCafile,
+		TokenFile: f.ListenTokenFile, Pprof: f.Pprof}
 }
 
 func (c *agentCmd) Run(ctx context.Context) error {
@@ -190,7 +206,7 @@ func (c *agentCmd) config() (agent.Config, error) {
 		host = "a host without a name"
 	}
 	return agent.Config{
-		Host: host, Endpoints: c.EtcdEndpoints, Probe: c.Probe, RunDir: c.RunDir, Socket: api.Socket(c.RunDir), SubnetFile: c.SubnetFile, StateFile: c.stateFile(), FlannelFile: c.flannel.EnvFile, DaemonJSON: c.DaemonJSON, Listen: c.Listen, Version: version,
+		Host: host, Endpoints: c.EtcdEndpoints, Probe: c.Probe, RunDir: c.RunDir, Socket: api.Socket(c.RunDir), SubnetFile: c.SubnetFile, StateFile: c.stateFile(), FlannelFile: c.flannel.EnvFile, DaemonJSON: c.DaemonJSON, Listen: c.listenFlags.options(), Version: version,
 		Choice: choice, PerPeer: c.PeerMetrics, SetConfig: c.setConfig(), Options: backend.Options{Bridge: c.Bridge, Families: c.UnderlayFamily, Masquerade: subnet.Pair[bool]{V4: c.IPMasq, V6: c.IPv6Masq}, Forward: c.ForwardRules, Attach: c.AttachAddrs},
 	}, nil
 }

@@ -52,7 +52,7 @@ func newParser(c *cli) *kong.Kong {
 	return kong.Must(c, kong.Name("tulle"), kong.Description(description), kong.DefaultEnvars("TULLE"), kong.Vars{"minHosts": "1", "maxHosts": strconv.Itoa(lab.MaxHosts)},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}), kong.UsageOnError(),
 		kong.ExplicitGroups([]kong.Group{
-			{Key: "etcd", Title: "etcd:"}, {Key: "underlay", Title: "Underlay, tried in this order (default: the device of the default route):"},
+			{Key: "etcd", Title: "etcd:"}, {Key: "listen", Title: "Status server:"}, {Key: "underlay", Title: "Underlay, tried in this order (default: the device of the default route):"},
 		}))
 }
 

@@ -25,6 +25,5 @@ plug_container() {
 }
 
 plug_container &
-# There is no iptables in this image, and no rule of Docker's in a node that would have to be worked around: the agent makes
-# none of its own. So a container reaches all other containers and nodes, but nothing outside.
-exec tulle agent --ip-masq=false --forward-rules=false
+# There is no iptables in this image: the agent makes its rules by nftables, which takes no program.
+exec tulle agent

@@ -58,11 +58,19 @@ func (d *Docker) Start(ctx context.Context, options ...string) error {
 	if err != nil {
 		return err
 	}
+	return d.StartAlone(ctx, append([]string{env["DOCKER_OPTS"]}, options...)...)
+}
+
+// DaemonJSON is the path of dockerd's own config.
+func (d *Docker) DaemonJSON() string { return filepath.Join(d.data, "daemon.json") }
+
+// StartAlone starts dockerd with these options and those in its own config, whatever an env file says, and waits until it answers.
+func (d *Docker) StartAlone(ctx context.Context, options ...string) (err error) {
 	path := os.Getenv("PATH")
 	if d.dir != "" {
 		path = d.dir + ":" + path
 	}
-	opts := strings.Join(append([]string{env["DOCKER_OPTS"]}, options...), " ")
+	opts := strings.Join(options, " ")
 	d.Process, err = startProcess(d.Host.Namespace, filepath.Join(d.lab.Dir(), d.Host.Name+"-docker.log"),
 		"env", "PATH="+path, "DATA="+d.data, "DOCKER_OPTS="+opts, "unshare", "-m", "--propagation", "private", "sh", "-c", dockerd)
 	if err != nil {

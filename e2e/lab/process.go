@@ -10,11 +10,14 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/agent/api"
 )
 
 // Process is a daemon of the lab. It outlives the process that started it.
@@ -128,11 +131,20 @@ func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn
 	return conn, err
 }
 
+// dialAgent connects to where the host's agent answers without further ado: one that was told --listen may want TLS or a token
+// there, but not at its unix socket.
+func (h *Host) dialAgent(ctx context.Context, network, address string) (net.Conn, error) {
+	if h.Agent != nil && slices.Contains(h.Agent.Args, "--listen") {
+		return (&net.Dialer{}).DialContext(ctx, "unix", api.Socket(h.RunDir))
+	}
+	return h.Dial(ctx, network, address)
+}
+
 // Get asks the host's status server for a path.
 func (h *Host) Get(ctx context.Context, path string) (status int, body string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.Dial}}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.dialAgent}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:9494"+path, nil)
 	if err != nil {
 		return 0, "", err
