@@ -208,6 +208,7 @@ func checkPlanned(t testing.TB, p *Plan) {
 	s := p.State()
 	for prefix, r := range s.Routes {
 		checkRoute(t, p, prefix)
+		checkRoom(t, p.host, prefix)
 		if via := r.Via; via.IsValid() && subnet.FamilyOf(via) != subnet.FamilyOf(prefix.Addr()) && (via.Is4() || r.Dev != s.Underlay) {
 			t.Errorf("route %s %s: the kernel has no such route", prefix, r)
 		}
@@ -215,6 +216,7 @@ func checkPlanned(t testing.TB, p *Plan) {
 			t.Errorf("route %s %s leads nowhere in\n%s", prefix, r, s)
 		}
 	}
+	checkDestinations(t, p)
 	for device := range devices(s) {
 		if _, made := s.Links[device]; !made && device != s.Underlay {
 			t.Errorf("device %s is not there in\n%s", device, s)
@@ -260,6 +262,55 @@ func checkRoute(t testing.TB, p *Plan, prefix netip.Prefix) {
 		}
 	}
 	t.Errorf("route %s is no peer's", prefix)
+}
+
+// checkRoom checks that a route takes nothing from this host's networks.
+func checkRoom(t testing.TB, h Host, prefix netip.Prefix) {
+	t.Helper()
+	taken := append(slices.Collect(h.elsewhere), h.Underlay.OnLink...)
+	for _, own := range h.Self.Subnet.All() {
+		taken = append(taken, own)
+	}
+	for _, u := range taken {
+		if prefix.Overlaps(u) {
+			t.Errorf("route %s covers %s", prefix, u)
+		}
+	}
+}
+
+// checkDestinations checks that nothing is sent to this host itself, nor to a whole segment, by way of a peer.
+func checkDestinations(t testing.TB, p *Plan) {
+	t.Helper()
+	var to []netip.Addr
+	s := p.State()
+	for _, a := range s.FDB {
+		to = append(to, a)
+	}
+	for f := range s.Floods {
+		to = append(to, f.Dst)
+	}
+	for _, e := range s.Endpoints {
+		to = append(to, e.Addr())
+	}
+	for _, peer := range s.Peers {
+		to = append(to, peer.Endpoint.Addr())
+	}
+	for _, r := range s.Routes {
+		if l := s.Links[r.Dev]; r.Via.IsValid() && l.Kind != KindVXLAN {
+			to = append(to, r.Via)
+		}
+	}
+	for _, l := range s.Hooks {
+		for _, a := range l.PublicIP.All() {
+			to = append(to, a)
+		}
+	}
+	for _, a := range to {
+		f, u := subnet.FamilyOf(a), p.host.Underlay
+		if a == u.Local.Of(f) || a == u.Public.Of(f) || u.has(a) || p.host.Self.Subnet.Of(f).Contains(a) || u.broadcasts(a) || a.IsMulticast() || a.IsLoopback() {
+			t.Errorf("packets are sent to %s:\n%s", a, s)
+		}
+	}
 }
 
 // devices yields those that s needs.
@@ -311,8 +362,9 @@ func (c *choices) families() subnet.Pair[bool] { return families[c.of(len(famili
 
 // garbage is data that no host would write, and addresses and subnets that none has.
 var (
-	garbage   = []string{"", "{}", "[]", `"text"`, "7", `{"VNI":1,"VtepMAC":"01:00:00:00:00:00"}`, `{"PublicKey":"AQ==","Port":51820}`, `{"VNI":1,"Port":-1}`}
-	nowhere   = []string{"10.5.1.9", "10.5.3.9", "fd12:3456:0:1::9", "fd12:3456:0:3::9", "192.0.2.1", "2001:db8::1", "2001:db8:ff::1", "198.51.100.1"}
+	garbage = []string{"", "{}", "[]", `"text"`, "7", `{"VNI":1,"VtepMAC":"01:00:00:00:00:00"}`, `{"PublicKey":"AQ==","Port":51820}`, `{"VNI":1,"Port":-1}`}
+	nowhere = []string{"10.5.1.9", "10.5.3.9", "fd12:3456:0:1::9", "fd12:3456:0:3::9", "192.0.2.1", "2001:db8::1", "2001:db8:ff::1", "198.51.100.1",
+		"192.0.2.0", "192.0.2.255", "192.0.2.101", "10.5.3.7", "fd12:3456:0:3::7", "10.5.1.1", "10.5.200.1"}
 	elsewhere = []string{"10.5.0.0/16", "10.5.3.128/25", "10.6.0.0/24", "192.0.2.0/25", "fd12:3456::/48", "fd12:3456:0:3:8000::/65", "fd12:3457::/64", "2001:db8::/64", "::/0"}
 )
 
@@ -365,6 +417,10 @@ func FuzzMixtures(f *testing.F) {
 		}
 		if c.of(4) == 0 {
 			h.Underlay.OnLink = nil
+		}
+		if c.of(4) == 0 {
+			h.Underlay.Others = []Addr{{"docker0", netip.MustParsePrefix("10.5.1.1/24")}, {"eth0", netip.MustParsePrefix("192.0.2.101/24")},
+				{"eth1", netip.MustParsePrefix("10.5.3.7/24")}, {"eth1", netip.MustParsePrefix("fd12:3456:0:3::7/64")}}
 		}
 		p, err := NewPlan(b, h, map[string]subnet.Entry{})
 		if err != nil {
