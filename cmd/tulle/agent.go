@@ -202,7 +202,7 @@ func (c *agentCmd) logger() *slog.Logger {
 	_ = level.UnmarshalText([]byte(c.LogLevel)) // one of the enum's
 	options := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		return slog.New(slog.NewJSONHandler(escaper{os.Stderr}, options))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return slog.New(slog.NewTextHandler(escaper{os.Stderr}, options))
 }

@@ -75,7 +75,7 @@ func (c *dockerOptsCmd) options(ctx context.Context, env docker.Env, config dock
 		err = fmt.Errorf("%s has version %s, and tulle knows 20.10 to 29", d.Path, d.Version)
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "tulle: %v: the options are those that it is sure to know\n", err)
+		complain("tulle: %v: the options are those that it is sure to know\n", err)
 	}
 	for _, o := range append(env.Options(), docker.Needs(d.Version, c.firewall(config)).Options...) {
 		if ok, err := d.Knows(ctx, o); ok && err == nil { // an error is a no: a dockerd that can't say was reported above
