@@ -16,15 +16,16 @@ func TestImports(t *testing.T) {
 	allowed := map[string][]string{
 		"subnet":            {},
 		"backend":           {"subnet"},
-		"backend/extension": {"backend", "subnet"},
+		"backend/extension": {"backend", "backend/file", "subnet"},
+		"backend/file":      {},
 		"backend/firewalld": {"backend", "subnet"},
 		"backend/kernel":    {"backend", "subnet"},
 		"backend/l2":        {"backend", "backend/kernel", "subnet"},
 		"backend/netfilter": {"backend", "subnet"},
 		"backend/udp":       {"backend", "subnet"},
-		"backend/wireguard": {"backend", "subnet"},
+		"backend/wireguard": {"backend", "backend/file", "subnet"},
 		"etcd":              {"subnet"},
-		"agent":             {"agent/api", "agent/docker", "agent/page", "agent/probe", "backend", "subnet"},
+		"agent":             {"agent/api", "agent/docker", "agent/page", "agent/probe", "backend", "backend/file", "subnet"},
 		"agent/api":         {"backend", "subnet"},
 		"agent/attach":      {"backend"},
 		"agent/docker":      {"subnet"},
@@ -38,7 +39,7 @@ func TestImports(t *testing.T) {
 		"e2e/lab":           {"agent/api"},
 		"cmd/tulle": {
 			"agent", "agent/api", "agent/attach", "agent/docker",
-			"backend", "backend/extension", "backend/firewalld", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
+			"backend", "backend/extension", "backend/file", "backend/firewalld", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
 			"doctor", "e2e/lab", "etcd", "subnet",
 		},
 	}

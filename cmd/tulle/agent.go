@@ -93,6 +93,9 @@ func (c *agentCmd) Run(ctx context.Context) error {
 	if err := needAdmin(); err != nil {
 		return err
 	}
+	if err := keepPrivate(); err != nil {
+		return err
+	}
 	unlock, stranger, err := agent.LockHost()
 	if err != nil {
 		return err

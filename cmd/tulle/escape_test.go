@@ -32,7 +32,7 @@ func TestEscaper(t *testing.T) {
 			t.Errorf("%q is in %q", bad, out.String())
 		}
 	}
-	if n := strings.Count(out.String(), "😀"); n != 5 {
+	if n := strings.Count(out.String(), "😀"); n != 6 {
 		t.Errorf("what does no harm is there %d times: %s", n, out.String())
 	}
 }
