@@ -136,7 +136,15 @@ func previousSubnet(path string) (held subnet.Pair[netip.Prefix], err error) {
 	if err != nil {
 		return held, err
 	}
-	for line := range strings.Lines(string(text)) {
+	if held, err = heldBefore(string(text)); err != nil {
+		return held, fmt.Errorf("%s: %w", path, err)
+	}
+	return held, nil
+}
+
+// heldBefore reads an env file's text.
+func heldBefore(text string) (held subnet.Pair[netip.Prefix], err error) {
+	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		for f, variable := range docker.SubnetVariables {
 			if name != variable {
@@ -144,7 +152,7 @@ func previousSubnet(path string) (held subnet.Pair[netip.Prefix], err error) {
 			}
 			p, err := netip.ParsePrefix(strings.Trim(value, `"'`))
 			if err != nil || subnet.FamilyOf(p.Addr()) != subnet.Family(f) {
-				return subnet.Pair[netip.Prefix]{}, fmt.Errorf("%s: %s=%s is not an %s subnet", path, name, value, subnet.Family(f))
+				return subnet.Pair[netip.Prefix]{}, fmt.Errorf("%s=%.80q is not an %s subnet", name, value, subnet.Family(f))
 			}
 			*held.At(subnet.Family(f)) = p.Masked()
 		}

@@ -68,7 +68,7 @@ func agents() (all []agent) {
 func (a agent) host(t testing.TB, n int) (Host, Backend) {
 	config := mustConfig(t, fmt.Sprintf(`{"Network":"10.5.0.0/16","EnableIPv4":%t,"EnableIPv6":%t,"IPv6Network":"fd12:3456::/48","Backend":%s}`,
 		a.inside.V4, a.inside.V6, a.carriage))
-	h := Host{Config: config, Facts: Facts{Key: Secret{byte(n)}, Printed: fmt.Sprint("printed by ", n)}, Options: Options{Bridge: "docker0", Forward: true, Families: a.reached}}
+	h := Host{Config: config, Facts: Facts{Key: Secret{1: byte(n)}, Printed: fmt.Sprint("printed by ", n)}, Options: Options{Bridge: "docker0", Forward: true, Families: a.reached}}
 	h.Underlay = Underlay{Device: "eth0", MTU: 1500, Local: only(addressesOf(n), a.outside), Public: only(addressesOf(n), a.outside),
 		OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
 	h.Self = subnet.Lease{Subnet: only(subnetsOf(n), a.inside), PublicIP: h.Underlay.Public}
@@ -444,5 +444,82 @@ func FuzzMixtures(f *testing.F) {
 			checkPlanned(t, p)
 		}
 		_, _ = p.Announce()
+	})
+}
+
+// FuzzLease has hosts with each type, in each mode, plan with a lease that anybody may have written, beside a sound one.
+func FuzzLease(f *testing.F) {
+	for i, carriage := range carriages {
+		h, b := agent{carriage, families[0], families[1], Both}.host(f, 2)
+		l, _ := h.Announce(b)
+		f.Add(uint8(i), l.Key(), l.MarshalValue())
+		f.Add(uint8(i), "10.5.3.0-24", []byte(strings.ReplaceAll(string(l.MarshalValue()), "192.0.2.2", "192.0.2.1")))
+		f.Add(uint8(i), "10.5.2.128-25&fd12:3456:0:3::-64", l.MarshalValue())
+	}
+	for _, data := range append(garbage, `{"VNI":1e400}`, `"\u0000"`, `"`+strings.Repeat("x", 9000)+`"`, strings.Repeat("[", 9000)) {
+		for i, name := range []string{"vxlan", "", "host-gw", "", "", "l2", "extension", "", "ipip", "", "wireguard"} {
+			f.Add(uint8(i), "10.5.3.0-24", []byte(`{"PublicIP":"192.0.2.3","BackendType":"`+name+`","BackendData":`+data+`}`))
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint8, key string, value []byte) {
+		carriage := carriages[int(which)%len(carriages)]
+		a := agent{carriage, subnet.Pair[bool]{V4: true, V6: !strings.Contains(carriage, "ipip")}, subnet.Pair[bool]{V4: true, V6: true}, Both}
+		h, b := a.host(t, 1)
+		h.Underlay.Others = []Addr{{"docker0", netip.MustParsePrefix("10.5.1.1/24")}, {"eth1", netip.MustParsePrefix("10.5.9.7/24")}}
+		other, _ := a.host(t, 2)
+		sound, _ := other.Announce(b)
+		l, err := subnet.ParseLease(key, value)
+		p := mustPlan(t, b, h, map[string]subnet.Entry{sound.Key(): {Lease: sound, Created: 1}})
+		before := clone(p.State())
+		e := subnet.Entry{Lease: l, Created: 2, Err: err}
+		if key == sound.Key() {
+			return // it is that lease now, whoever has written it
+		}
+		p.Update(map[string]subnet.Entry{key: e})
+		checkPlanned(t, p)
+		if !p.IsPeer(sound.Key(), p.Entries()[sound.Key()]) {
+			t.Errorf("a younger lease has made an older one be left out: %v", p.Rejected())
+		}
+		p.Update(map[string]subnet.Entry{key: {}})
+		if after := p.State(); before.String() != after.String() {
+			t.Errorf("it leaves something behind:\n%swas\n%s", after, before)
+		}
+	})
+}
+
+// FuzzOptions reads what may be stored as a network's config, and shows it to others without its secret.
+func FuzzOptions(f *testing.F) {
+	const planted = "cGxhbnRlZC1wbGFudGVkLXBsYW50ZWQtcGxhbnRlZC0="
+	for _, carriage := range carriages {
+		f.Add(carriage)
+	}
+	for _, text := range []string{`{"Type":"wireguard","PSK":"PLANTED","psk":"PLANTED"}`, `{"Type":"wireguard","PSK":"PLANTED"},"Backend":{"Type":"wireguard"}`, `{"Type":"wireguard","Pſk":"PLANTED","PSK":7}`, `{"Type":"vxlan","VNI":-1}`, `{"Type":"vxlan","Port":1e9}`, `{"Type":7}`, `[]`, `null`, `{`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		text = strings.ReplaceAll(text, "PLANTED", planted)
+		config := `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":` + text + `}`
+		c, _, err := subnet.ParseConfig([]byte(config))
+		if err != nil {
+			return
+		}
+		b, err := New(c)
+		if err != nil {
+			if strings.Contains(err.Error(), planted) {
+				t.Errorf("the error tells the key: %v", err)
+			}
+			return
+		}
+		h, _ := agents()[0].host(t, 1)
+		if h.Config = c; b.Needs().WireGuard {
+			for _, as := range []string{"", "(hidden)"} {
+				if shown := Redact(config, as); strings.Contains(shown, planted) {
+					t.Errorf("%s shows the key", shown)
+				}
+			}
+		}
+		if p, err := NewPlan(b, h, map[string]subnet.Entry{}); err == nil && strings.Contains(p.State().String(), planted) {
+			t.Errorf("the state shows the key")
+		}
 	})
 }

@@ -48,14 +48,21 @@ func read(path string) (m memory, err error) {
 		return m, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(text, &m)
+		m, err = parse(text)
 	}
 	if err != nil {
 		return memory{}, fmt.Errorf("%s: %w", path, err)
 	}
+	return m, nil
+}
+
+func parse(text []byte) (m memory, err error) {
+	if err := json.Unmarshal(text, &m); err != nil {
+		return memory{}, err
+	}
 	for _, t := range m.Told {
 		if t.By == nil {
-			return memory{}, fmt.Errorf("%s: it does not say whom peers were told to", path)
+			return memory{}, errors.New("it does not say whom peers were told to")
 		}
 	}
 	return m, nil
