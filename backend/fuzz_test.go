@@ -493,11 +493,13 @@ func FuzzOptions(f *testing.F) {
 	for _, carriage := range carriages {
 		f.Add(carriage)
 	}
-	for _, text := range []string{`{"Type":"wireguard","PSK":"PLANTED","psk":"PLANTED"}`, `{"Type":"wireguard","PSK":"PLANTED"},"Backend":{"Type":"wireguard"}`, `{"Type":"wireguard","Pſk":"PLANTED","PSK":7}`, `{"Type":"vxlan","VNI":-1}`, `{"Type":"vxlan","Port":1e9}`, `{"Type":7}`, `[]`, `null`, `{`} {
+	for _, text := range []string{`{"Type":"wireguard","PSK":"PLANTED","psk":"PLANTED"}`, `{"Type":"wireguard","PSK":"PLANTED"},"Backend":{"Type":"wireguard"}`, `{"Type":"wireguard","Pſk":"PLANTED"}`, `{"\u0050SK":"PLANTED"},"backend":{"Type":"wireguard"}`, `{"Type":"vxlan","VNI":-1}`, `{"Type":"vxlan","Port":1e9}`, `{"Type":7}`, `[]`, `null`, `{`} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		text = strings.ReplaceAll(text, "PLANTED", planted)
+		for _, name := range []string{"PSK", "psk", "Pſk", `\u0050SK`} { // under another name it is no key
+			text = strings.ReplaceAll(text, `"`+name+`":"PLANTED"`, `"`+name+`":"`+planted+`"`)
+		}
 		config := `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":` + text + `}`
 		c, _, err := subnet.ParseConfig([]byte(config))
 		if err != nil {
