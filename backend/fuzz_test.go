@@ -127,6 +127,9 @@ func (a agent) plan(t testing.TB, n int, known *Plan) (*Plan, error) {
 func (p *Plan) delivers(q *Plan) string {
 	s, far := p.State(), q.State()
 	for prefix, r := range s.Routes {
+		if r.Unreachable {
+			continue
+		}
 		back, answered := far.Routes[p.host.Self.Subnet.Of(subnet.FamilyOf(prefix.Addr()))]
 		if !answered {
 			return fmt.Sprintf("no way back from %s", prefix)
@@ -207,6 +210,10 @@ func checkPlanned(t testing.TB, p *Plan) {
 	t.Helper()
 	s := p.State()
 	for prefix, r := range s.Routes {
+		if r.Unreachable {
+			checkClosed(t, p, prefix)
+			continue
+		}
 		checkRoute(t, p, prefix)
 		checkRoom(t, p.host, prefix)
 		if via := r.Via; via.IsValid() && subnet.FamilyOf(via) != subnet.FamilyOf(prefix.Addr()) && (via.Is4() || r.Dev != s.Underlay) {
@@ -247,6 +254,24 @@ func checkPlanned(t testing.TB, p *Plan) {
 		}
 	}
 	_, _ = s.Outer(), s.String()
+}
+
+// checkClosed checks that a range which leads nowhere is the overlay's, and holds nothing that the underlay needs.
+func checkClosed(t testing.TB, p *Plan, prefix netip.Prefix) {
+	t.Helper()
+	if network := p.host.Config.Range.Of(subnet.FamilyOf(prefix.Addr())).Network; prefix != network {
+		t.Errorf("%s leads nowhere, and the network is %s", prefix, network)
+	}
+	for _, u := range p.host.Underlay.OnLink {
+		if u.Overlaps(prefix) {
+			t.Errorf("%s leads nowhere, and the underlay has %s", prefix, u)
+		}
+	}
+	for _, peer := range p.State().Peers {
+		if prefix.Contains(peer.Endpoint.Addr()) {
+			t.Errorf("%s leads nowhere, and a peer is reached at %s", prefix, peer.Endpoint)
+		}
+	}
 }
 
 // checkRoute checks that a route leads into a peer's subnet, and covers nothing else.
@@ -320,7 +345,9 @@ func devices(s State) map[string]bool {
 		names[a.Dev] = true
 	}
 	for _, r := range s.Routes {
-		names[r.Dev] = true
+		if !r.Unreachable {
+			names[r.Dev] = true
+		}
 	}
 	for k := range s.Neighbours {
 		names[k.Dev] = true

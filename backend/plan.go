@@ -154,6 +154,9 @@ func (p *Plan) build() {
 	for _, t := range p.tables() {
 		t.clear()
 	}
+	for dst, r := range p.fixed.Routes {
+		p.routes.add(row(dst, r))
+	}
 	p.peers = 0
 	p.rejected, p.reasons, p.rivals, p.inside = map[string]subnet.Reject{}, map[subnet.Reason]int{}, map[string]Part{}, map[netip.Prefix][]claim{}
 	for _, key := range byAge(p.entries) {

@@ -164,6 +164,8 @@ type Route struct {
 	Via    netip.Addr // not valid where the device alone says where to
 	Dev    string
 	OnLink bool
+
+	Unreachable bool // it leads nowhere: packets are dropped, and their sender is told. The other fields are zero
 }
 
 // Firewall is what the host's packet filter must do. The zero Firewall asks for nothing.

@@ -124,6 +124,9 @@ func (e Extension) String() string {
 }
 
 func (r Route) String() string {
+	if r.Unreachable {
+		return "unreachable"
+	}
 	text := "dev " + r.Dev
 	if r.Via.IsValid() {
 		text = fmt.Sprintf("via %s %s", r.Via, text)

@@ -123,7 +123,18 @@ func (b wireguard) Fixed(h Host) (State, error) {
 		s.Firewall.From.add(name)
 		h.addresses(s, name)
 	}
+	for _, r := range h.Config.Range.All() {
+		if h.closed(r.Network) {
+			s.Routes[r.Network] = Route{Unreachable: true}
+		}
+	}
 	return s, nil
+}
+
+// closed reports whether what goes to a range of the overlay may go nowhere else, whatever becomes of the device and of peers'
+// routes: by the default route it would leave unencrypted. Where the underlay has a part of that range it must stay open.
+func (h Host) closed(network netip.Prefix) bool {
+	return !slices.ContainsFunc(h.Underlay.OnLink, network.Overlaps) && !network.Contains(h.Underlay.Local.Of(subnet.FamilyOf(network.Addr())))
 }
 
 func (b wireguard) Peer(h Host, l subnet.Lease) (p Part, err error) {
@@ -135,6 +146,9 @@ func (b wireguard) Peer(h Host, l subnet.Lease) (p Part, err error) {
 	for _, g := range legs {
 		if b.mode == auto && h.Public().V4.IsValid() && l.PublicIP.V4.IsValid() {
 			g.outer, g.to = subnet.IPv4, l.PublicIP.V4
+		}
+		if network := h.Config.Range.Of(g.outer).Network; network.Contains(g.to) && h.closed(network) {
+			return Part{}, subnet.Rejectf(subnet.BadAddress, "public address %s lies inside the overlay's %s, which nothing unencrypted leaves for: take it out of the network's range", g.to, network)
 		}
 		key, port, err := b.peerKey(h, l, g.outer)
 		if err != nil {

@@ -47,6 +47,7 @@ func (l *dockers) attach(t *testing.T, c *lab.Container, args ...string) *lab.Co
 
 // TestAttach attaches containers that Docker gave no network, or another one.
 func TestAttach(t *testing.T) {
+	t.Parallel()
 	l := attachLab(t)
 	h, d, far := l.Nodes[0], l.daemons[0], l.containers[1]
 	env, err := h.Env()

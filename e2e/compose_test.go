@@ -22,6 +22,7 @@ type compose struct {
 
 // TestCompose starts the lab of deploy/compose by the command that its README has.
 func TestCompose(t *testing.T) {
+	t.Parallel() // which begins when TestCompose2 has ended: both make bin/tulle
 	c := newCompose(t, "", "docker-compose")
 	before := c.everything(t)
 	// Without COMPOSE it would take the plugin, where there is one.

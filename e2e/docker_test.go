@@ -100,6 +100,7 @@ func answers(t *testing.T, from, to *lab.Container) error {
 
 // TestDocker has three real dockerds, started with what the agents say.
 func TestDocker(t *testing.T) {
+	t.Parallel()
 	l := newDockers(t, 3, "")
 	t.Run("all pairs", l.allPairs)
 	t.Run("network modes", l.testModes)
@@ -279,6 +280,7 @@ func docker28(t *testing.T) string {
 // TestDockerFamilies has dockerds on networks of both families, and on one of IPv6 alone: there, IPv4 is Docker's own. Where it is Docker
 // that masquerades, it does not between members.
 func TestDockerFamilies(t *testing.T) {
+	t.Parallel()
 	const both = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
 	const alone = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":{"Type":"vxlan"}}`
 	for _, test := range []struct {
@@ -330,6 +332,7 @@ func (l *dockers) testOwnIPv4(t *testing.T) {
 
 // TestDocker28 has dockerds that drop routed traffic to containers, and shows that ours gets through because of our rules.
 func TestDocker28(t *testing.T) {
+	t.Parallel()
 	l := newDockers(t, 2, docker28(t))
 	version, err := l.daemons[0].Do(t.Context(), "version", "--format", "{{.Server.Version}}")
 	if err != nil {

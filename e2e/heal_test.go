@@ -426,6 +426,7 @@ func answersFirst(t *testing.T, limit time.Duration, from, to *lab.Host, address
 // TestRestarts50 kills agents at fifty random moments, many of them while they start, under pings between all containers.
 // Not one is lost, and what the agents find when they are left alone is as it should be. Then comes another version.
 func TestRestarts50(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 3})
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -604,6 +605,7 @@ func mount(t *testing.T, source, target, kind string, flags uintptr, data string
 // TestDisk has file systems that can't be written to. The network works all the same, the agent says what is wrong, and is
 // well again by itself when the file system is.
 func TestDisk(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 2})
 	h := l.Nodes[0]
 	state := t.TempDir()

@@ -468,6 +468,7 @@ func testSegmentEnds(t *testing.T, l *lab.Lab) {
 // TestDockerL2 has real dockerds that share one range: each hands out its host's slice of it. They are of a version that drops what
 // comes to containers from elsewhere, and gives each new container a MAC of its own.
 func TestDockerL2(t *testing.T) {
+	t.Parallel()
 	dir, err := filepath.Abs("../bin/docker28/usr/sbin")
 	if err != nil {
 		t.Fatal(err)

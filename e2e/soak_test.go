@@ -24,6 +24,7 @@ const (
 // TestSoak breaks things at random, and looks each time whether all that must hold does again. TULLE_SOAK says for how long,
 // TULLE_SOAK_SEED repeats a run's choices.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	seed, limit := rand.Uint64(), time.Minute
 	if text := os.Getenv("TULLE_SOAK"); text != "" {
 		d, err := time.ParseDuration(text)

@@ -35,6 +35,7 @@ type machine struct {
 
 // TestSystemd starts the units of deploy/systemd for real: one boot, and one thing after the other.
 func TestSystemd(t *testing.T) {
+	t.Parallel()
 	m := boot(t)
 	for _, step := range []struct {
 		name string

@@ -38,6 +38,7 @@ var moves = []move{
 // TestUnderlay changes a host's underlay in every way that DHCP, an administrator or a broken cable would. The host keeps its
 // subnet, the peers learn where it is now, and containers talk again.
 func TestUnderlay(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Options{Hosts: 3})
 	h := l.Nodes[0]
 	// As systemd has it: a device keeps its second address when its first one goes.
@@ -120,6 +121,7 @@ func (m move) followed(t *testing.T, h *lab.Host, mac string) error {
 // TestSuspend stops an agent as a host's suspension would. Containers talk on, and it catches up by itself with what it has
 // missed, soon after it is resumed.
 func TestSuspend(t *testing.T) {
+	t.Parallel()
 	t.Run("for a moment", func(t *testing.T) { testSuspend(t, suspend, time.Second, 5*time.Second) })
 	t.Run("in the middle of a pass", func(t *testing.T) { testSuspend(t, suspendInPass, 7*time.Second, 5*time.Second) })
 	// Etcd's client gives a connection 10 s without a word, and 5 s more to answer (etcd/client.go).

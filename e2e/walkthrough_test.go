@@ -89,6 +89,7 @@ var block = regexp.MustCompile("(?ms)^```sh ((?:node\\d ?)+)\n(.*?)^```$")
 // TestWalkthrough runs docs/walkthrough-docker.md, command by command as they stand there, but for the one address that node2
 // prints.
 func TestWalkthrough(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../docs/walkthrough-docker.md")
 	if err != nil {
 		t.Fatal(err)

@@ -38,6 +38,7 @@ func TestWireGuard(t *testing.T) {
 	t.Run("rotation", func(t *testing.T) { testRotation(t, l) })
 	t.Run("restarts", func(t *testing.T) { testWireGuardRestarts(t, l) })
 	t.Run("device deleted", func(t *testing.T) { testDeviceDeleted(t, l) })
+	t.Run("closed", func(t *testing.T) { testClosed(t, l) })
 	t.Run("secrets", func(t *testing.T) { testSecrets(t, l) })
 }
 
@@ -233,6 +234,27 @@ func testDeviceDeleted(t *testing.T, l *lab.Lab) {
 			meets(t, pair[0], pair[1])
 		}
 	}
+}
+
+// testClosed takes the device away from a host whose agent does not run, and has a default route that would take its packets: none
+// leaves, whether for a peer or for nobody.
+func testClosed(t *testing.T, l *lab.Lab) {
+	h, other := l.Nodes[0], l.Nodes[1]
+	if err := h.Agent.Stop(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	in(t, h.Namespace, "ip", "link", "del", "tulle-wg")
+	for _, to := range []string{other.Container.Address.String(), "10.5.0.77"} {
+		out, err := lab.Output(t.Context(), h.Namespace, "ip", "route", "get", to, "from", h.Container.Address.String(), "iif", "docker0")
+		if err == nil || !strings.Contains(err.Error(), "No route to host") {
+			t.Errorf("packets to %s go %s, %v:\n%s", to, out, err, in(t, h.Namespace, "ip", "route"))
+		}
+	}
+	if err := l.StartAgent(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	meets(t, h.Container, other.Container)
+	meets(t, other.Container, h.Container)
 }
 
 // testSecrets looks for all private keys that hosts have, and for the preshared key, wherever something is told.

@@ -170,7 +170,7 @@ func (k *Kernel) setConnectedRoute(a backend.Addr) error {
 		return err
 	}
 	dst := a.Prefix.Masked()
-	m := rtmsg(dst, 0).uint32(unix.RTA_OIF, uint32(index))
+	m := rtmsg(dst, unix.RTN_UNICAST, 0).uint32(unix.RTA_OIF, uint32(index))
 	if dst.Addr().Is4() {
 		m = m.addr(unix.RTA_PREFSRC, a.Prefix.Addr())
 	} else {

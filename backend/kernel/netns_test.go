@@ -270,6 +270,9 @@ func (s *sandbox) objects() []string {
 	for _, o := range s.routes() {
 		if o.Protocol != fmt.Sprint(unix.RTPROT_KERNEL) {
 			line := fmt.Sprintf("route %s%s dev %s%s protocol %s", o.Dst, o.via(), o.Dev, o.flag("onlink"), o.Protocol)
+			if o.Type == "7" {
+				line = fmt.Sprintf("route %s unreachable protocol %s", o.Dst, o.Protocol)
+			}
 			if o.Metric != 0 && !(o.Metric == 1024 && strings.Contains(o.Dst, ":")) {
 				line += fmt.Sprintf(" metric %d", o.Metric)
 			}

@@ -37,11 +37,11 @@ func nhmsg(family uint8, protocol uint8) message {
 	return m
 }
 
-// rtmsg is a struct rtmsg for a unicast route of ours to dst in the main table, and dst; flags are RTNH_F_….
-func rtmsg(dst netip.Prefix, flags uint32) message {
+// rtmsg is a struct rtmsg for a route of ours to dst in the main table, and dst; kind is RTN_…, flags are RTNH_F_….
+func rtmsg(dst netip.Prefix, kind uint8, flags uint32) message {
 	m := newMessage(unix.SizeofRtMsg)
 	m[0], m[1] = family(dst.Addr()), uint8(dst.Bits())
-	m[4], m[5], m[6], m[7] = unix.RT_TABLE_MAIN, protocol, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
+	m[4], m[5], m[6], m[7] = unix.RT_TABLE_MAIN, protocol, unix.RT_SCOPE_UNIVERSE, kind
 	binary.NativeEndian.PutUint32(m[8:], flags)
 	return m.addr(unix.RTA_DST, dst.Addr())
 }
@@ -106,6 +106,10 @@ func (k *Kernel) compareRoutes(want map[netip.Prefix]backend.Route) (backend.Del
 				h = hops[r.nexthop]
 			}
 			k.routes[r.dst] = r.nexthop
+			if r.kind == unix.RTN_UNREACHABLE {
+				c.See(r.dst, backend.Route{Unreachable: true})
+				return
+			}
 			if r.several { // IPv6 makes routes of one metric to one (fib6_add_rt2node, net/ipv6/ip6_fib.c)
 				c.See(r.dst, backend.Route{})
 				return
@@ -274,7 +278,7 @@ func (k *Kernel) setRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 			return request{}, err
 		case ours && id != 0 && want.Via.IsValid():
 			return k.insist(setNexthop(id, h, unix.NLM_F_REPLACE), h), nil
-		case !k.objects, !want.Via.IsValid():
+		case !k.objects, !want.Via.IsValid(): // also the one that leads nowhere
 			through[dst] = 0
 			return request{}, nil
 		}
@@ -303,9 +307,12 @@ func (k *Kernel) setRoute(dst netip.Prefix, id uint32, r backend.Route) (request
 	if err != nil {
 		return request{}, err
 	}
-	m := rtmsg(dst, 0).uint32(rtaNexthopID, id)
-	if id == 0 {
-		m = rtmsg(dst, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).via(dst, h.gateway)
+	m := rtmsg(dst, unix.RTN_UNICAST, 0).uint32(rtaNexthopID, id)
+	switch {
+	case r.Unreachable:
+		m = rtmsg(dst, unix.RTN_UNREACHABLE, 0)
+	case id == 0:
+		m = rtmsg(dst, unix.RTN_UNICAST, h.flags).uint32(unix.RTA_OIF, uint32(h.index)).via(dst, h.gateway)
 	}
 	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	before, ours := k.routes[dst]
@@ -335,7 +342,7 @@ func (k *Kernel) insist(r request, h hop) request {
 	again.done = nil
 	r.done = func(err error) error {
 		if errors.Is(err, unix.EINVAL) {
-			there := rtmsg(netip.PrefixFrom(h.gateway, h.gateway.BitLen()), 0).uint32(unix.RTA_OIF, uint32(h.index))
+			there := rtmsg(netip.PrefixFrom(h.gateway, h.gateway.BitLen()), unix.RTN_UNICAST, 0).uint32(unix.RTA_OIF, uint32(h.index))
 			if err = k.conn.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, there); err == nil {
 				err = errors.Join(k.conn.doAll([]request{again})[0], k.conn.do(unix.RTM_DELROUTE, 0, there))
 			}
@@ -350,6 +357,9 @@ func (k *Kernel) insist(r request, h hop) request {
 
 // hop is where a route leads.
 func (k *Kernel) hop(r backend.Route) (hop, error) {
+	if r.Unreachable {
+		return hop{}, nil
+	}
 	index, err := k.device(r.Dev)
 	h := hop{index: index, gateway: r.Via}
 	if r.OnLink {
@@ -374,7 +384,7 @@ func (k *Kernel) deleteRoutes(w *work, routes map[netip.Prefix]backend.Route) {
 		if err := k.deleteStrays(dst); err != nil || !ours {
 			return request{}, err
 		}
-		return request{kind: unix.RTM_DELROUTE, message: rtmsg(dst, 0), done: func(err error) error {
+		return request{kind: unix.RTM_DELROUTE, message: rtmsg(dst, unix.RTN_UNSPEC, 0), done: func(err error) error {
 			if err = gone(err); err == nil {
 				objects[dst] = id
 			}
@@ -407,7 +417,7 @@ func (k *Kernel) forget(dst netip.Prefix) {
 // deleteStrays deletes routes to dst that stand beside ours in our name.
 func (k *Kernel) deleteStrays(dst netip.Prefix) error {
 	for _, r := range k.strays[dst] {
-		m := rtmsg(dst, 0).uint32(unix.RTA_PRIORITY, r.priority)
+		m := rtmsg(dst, unix.RTN_UNSPEC, 0).uint32(unix.RTA_PRIORITY, r.priority)
 		m[3], m[6] = r.tos, unix.RT_SCOPE_NOWHERE // whatever scope it has
 		if err := gone(k.conn.do(unix.RTM_DELROUTE, 0, m)); err != nil {
 			return fmt.Errorf("the one with metric %d: %w", r.priority, err)
