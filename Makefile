@@ -95,6 +95,11 @@ picture: ## make docs/page.png anew: an agent's page, of a lab of six hosts (nee
 	@e2e/prepare test
 	TULLE_TEST_ROOT=1 TULLE_PICTURE=$(CURDIR)/docs/page.png go test -count 1 -run 'TestPicture$$' ./e2e
 
+# As in make fuzz FUZZTIME=10m.
+.PHONY: fuzz
+fuzz: ## feed each decoder of what others wrote with what they might write, for 30 s each (FUZZTIME=TIME)
+	@FUZZTIME=$(FUZZTIME) e2e/fuzz
+
 .PHONY: lint
 lint: ## check format, vet, staticcheck (staticcheck.conf), go.mod, and the shell scripts
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }

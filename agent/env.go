@@ -12,11 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
-
 	"github.com/tulle-net/tulle/agent/docker"
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/file"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -102,7 +100,7 @@ func (a *Agent) markHeld(own subnet.Own) {
 
 // marked reads the mark, if it is that of what the host held before.
 func (a *Agent) marked() (revision int64) {
-	text, _ := os.ReadFile(a.mark())
+	text, _ := file.Read(a.mark(), mostText)
 	key, number, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
 	if key != subnet.FormatKey(a.state.previous) {
 		return a.flannels()
@@ -113,18 +111,17 @@ func (a *Agent) marked() (revision int64) {
 
 // replace makes text the content of a file: in one piece, readable by all. It reports whether it had to.
 func replace(path string, text []byte) (bool, error) {
-	if now, err := os.ReadFile(path); err == nil && bytes.Equal(now, text) {
+	if now, err := file.Read(path, mostText); err == nil && bytes.Equal(now, text) {
 		return false, nil
 	}
-	err := os.MkdirAll(filepath.Dir(path), 0o755)
-	if err == nil {
-		err = renameio.WriteFile(path, text, 0o644, renameio.WithStaticPermissions(0o644))
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return true, err
 	}
-	if errno := unix.Errno(0); errors.As(err, &errno) {
-		return true, errno // without the name of a temporary file, which is another each time, and so no news
-	}
-	return true, err
+	return true, file.Replace(path, text, 0o644)
 }
+
+// mostText is how many bytes of such a file are read. They have some hundreds.
+const mostText = 64 << 10
 
 // previous is what subnets the host held in an earlier life: as the env file has them, or after a reboot its copy, or flannel's.
 func (a *Agent) previous() (held subnet.Pair[netip.Prefix]) {
@@ -142,14 +139,22 @@ func (a *Agent) previous() (held subnet.Pair[netip.Prefix]) {
 
 // previousSubnet reads from the env file what subnets the host held in an earlier life. No file is no error.
 func previousSubnet(path string) (held subnet.Pair[netip.Prefix], err error) {
-	text, err := os.ReadFile(path)
+	text, err := file.Read(path, mostText)
 	if errors.Is(err, fs.ErrNotExist) {
 		return held, nil
 	}
 	if err != nil {
 		return held, err
 	}
-	for line := range strings.Lines(string(text)) {
+	if held, err = heldBefore(string(text)); err != nil {
+		return held, fmt.Errorf("%s: %w", path, err)
+	}
+	return held, nil
+}
+
+// heldBefore reads an env file's text.
+func heldBefore(text string) (held subnet.Pair[netip.Prefix], err error) {
+	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		for f, variable := range docker.SubnetVariables {
 			if name != variable {
@@ -157,7 +162,7 @@ func previousSubnet(path string) (held subnet.Pair[netip.Prefix], err error) {
 			}
 			p, err := netip.ParsePrefix(strings.Trim(value, `"'`))
 			if err != nil || subnet.FamilyOf(p.Addr()) != subnet.Family(f) {
-				return subnet.Pair[netip.Prefix]{}, fmt.Errorf("%s: %s=%s is not an %s subnet", path, name, value, subnet.Family(f))
+				return subnet.Pair[netip.Prefix]{}, fmt.Errorf("%s=%.80q is not an %s subnet", name, value, subnet.Family(f))
 			}
 			*held.At(subnet.Family(f)) = p.Masked()
 		}

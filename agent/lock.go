@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/backend/file"
 )
 
 // LockHost makes sure that no other agent works on this host, whatever its run directory: by an abstract socket, of whose
@@ -56,14 +58,14 @@ func Lock(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("run directory: %w", err)
 	}
 	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	f, err := file.Open(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("run directory: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			holder, _ := os.ReadFile(path)
+			holder, _ := file.Read(path, mostText)
 			return nil, fmt.Errorf("another agent runs on this host already: process %s holds %s", strings.TrimSpace(string(holder)), path)
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)

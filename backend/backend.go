@@ -147,16 +147,47 @@ func (h Host) accept(l subnet.Lease) error {
 				return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, which this host's underlay needs", p, u)
 			}
 		}
+		for u := range h.elsewhere {
+			if p.Overlaps(u) {
+				return subnet.Rejectf(subnet.OnUnderlay, "%s covers %s, which another device of this host has", p, u)
+			}
+		}
 	}
 	for f, a := range l.PublicIP.All() {
-		if a == h.Underlay.Public.Of(f) || a == h.Underlay.Local.Of(f) {
-			return subnet.Rejectf(subnet.OwnAddress, "%s is this host's own address", a)
+		if err := h.acceptAddress(a, f); err != nil {
+			return err
 		}
 		if network := h.Config.Range.Of(f).Network; network.IsValid() && l.Subnet.Of(f).Contains(a) {
 			return subnet.Rejectf(subnet.OnUnderlay, "%s covers its own host's address %s", l.Subnet.Of(f), a)
 		}
 	}
 	return nil
+}
+
+// acceptAddress checks that packets for a would be another host's alone.
+func (h Host) acceptAddress(a netip.Addr, f subnet.Family) error {
+	switch own := h.Underlay.Public.Of(f); {
+	case a == own || a == h.Underlay.Local.Of(f) || h.Underlay.has(a):
+		return subnet.Rejectf(subnet.OwnAddress, "%s is this host's own address", a)
+	case h.Self.Subnet.Of(f).Contains(a):
+		return subnet.Rejectf(subnet.OwnAddress, "%s lies inside our own %s", a, h.Self.Subnet.Of(f))
+	case h.Underlay.broadcasts(a):
+		return subnet.Rejectf(subnet.BadAddress, "%s is not a host's address, but that of a whole segment", a)
+	case a.IsLinkLocalUnicast() && !own.IsLinkLocalUnicast():
+		return subnet.Rejectf(subnet.BadAddress, "%s is link-local, which this host's own address is not", a)
+	}
+	return nil
+}
+
+// elsewhere are the networks of this host's other devices, as far as they are no part of the overlay: not the containers' bridge, and
+// what has our own subnet in it.
+func (h Host) elsewhere(yield func(netip.Prefix) bool) {
+	for _, o := range h.Underlay.Others {
+		p := o.Prefix.Masked()
+		if o.Dev != h.Bridge && !p.Overlaps(h.Self.Subnet.Of(subnet.FamilyOf(p.Addr()))) && !yield(p) {
+			return
+		}
+	}
 }
 
 // carriedBy checks that l's host carries packets by the backend called name.

@@ -68,7 +68,7 @@ func agents() (all []agent) {
 func (a agent) host(t testing.TB, n int) (Host, Backend) {
 	config := mustConfig(t, fmt.Sprintf(`{"Network":"10.5.0.0/16","EnableIPv4":%t,"EnableIPv6":%t,"IPv6Network":"fd12:3456::/48","Backend":%s}`,
 		a.inside.V4, a.inside.V6, a.carriage))
-	h := Host{Config: config, Facts: Facts{Key: Secret{byte(n)}, Printed: fmt.Sprint("printed by ", n)}, Options: Options{Bridge: "docker0", Forward: true, Families: a.reached}}
+	h := Host{Config: config, Facts: Facts{Key: Secret{1: byte(n)}, Printed: fmt.Sprint("printed by ", n)}, Options: Options{Bridge: "docker0", Forward: true, Families: a.reached}}
 	h.Underlay = Underlay{Device: "eth0", MTU: 1500, Local: only(addressesOf(n), a.outside), Public: only(addressesOf(n), a.outside),
 		OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
 	h.Self = subnet.Lease{Subnet: only(subnetsOf(n), a.inside), PublicIP: h.Underlay.Public}
@@ -215,6 +215,7 @@ func checkPlanned(t testing.TB, p *Plan) {
 			continue
 		}
 		checkRoute(t, p, prefix)
+		checkRoom(t, p.host, prefix)
 		if via := r.Via; via.IsValid() && subnet.FamilyOf(via) != subnet.FamilyOf(prefix.Addr()) && (via.Is4() || r.Dev != s.Underlay) {
 			t.Errorf("route %s %s: the kernel has no such route", prefix, r)
 		}
@@ -222,6 +223,7 @@ func checkPlanned(t testing.TB, p *Plan) {
 			t.Errorf("route %s %s leads nowhere in\n%s", prefix, r, s)
 		}
 	}
+	checkDestinations(t, p)
 	for device := range devices(s) {
 		if _, made := s.Links[device]; !made && device != s.Underlay {
 			t.Errorf("device %s is not there in\n%s", device, s)
@@ -287,6 +289,55 @@ func checkRoute(t testing.TB, p *Plan, prefix netip.Prefix) {
 	t.Errorf("route %s is no peer's", prefix)
 }
 
+// checkRoom checks that a route takes nothing from this host's networks.
+func checkRoom(t testing.TB, h Host, prefix netip.Prefix) {
+	t.Helper()
+	taken := append(slices.Collect(h.elsewhere), h.Underlay.OnLink...)
+	for _, own := range h.Self.Subnet.All() {
+		taken = append(taken, own)
+	}
+	for _, u := range taken {
+		if prefix.Overlaps(u) {
+			t.Errorf("route %s covers %s", prefix, u)
+		}
+	}
+}
+
+// checkDestinations checks that nothing is sent to this host itself, nor to a whole segment, by way of a peer.
+func checkDestinations(t testing.TB, p *Plan) {
+	t.Helper()
+	var to []netip.Addr
+	s := p.State()
+	for _, a := range s.FDB {
+		to = append(to, a)
+	}
+	for f := range s.Floods {
+		to = append(to, f.Dst)
+	}
+	for _, e := range s.Endpoints {
+		to = append(to, e.Addr())
+	}
+	for _, peer := range s.Peers {
+		to = append(to, peer.Endpoint.Addr())
+	}
+	for _, r := range s.Routes {
+		if l := s.Links[r.Dev]; r.Via.IsValid() && l.Kind != KindVXLAN {
+			to = append(to, r.Via)
+		}
+	}
+	for _, l := range s.Hooks {
+		for _, a := range l.PublicIP.All() {
+			to = append(to, a)
+		}
+	}
+	for _, a := range to {
+		f, u := subnet.FamilyOf(a), p.host.Underlay
+		if a == u.Local.Of(f) || a == u.Public.Of(f) || u.has(a) || p.host.Self.Subnet.Of(f).Contains(a) || u.broadcasts(a) || a.IsMulticast() || a.IsLoopback() {
+			t.Errorf("packets are sent to %s:\n%s", a, s)
+		}
+	}
+}
+
 // devices yields those that s needs.
 func devices(s State) map[string]bool {
 	names := map[string]bool{}
@@ -338,8 +389,9 @@ func (c *choices) families() subnet.Pair[bool] { return families[c.of(len(famili
 
 // garbage is data that no host would write, and addresses and subnets that none has.
 var (
-	garbage   = []string{"", "{}", "[]", `"text"`, "7", `{"VNI":1,"VtepMAC":"01:00:00:00:00:00"}`, `{"PublicKey":"AQ==","Port":51820}`, `{"VNI":1,"Port":-1}`}
-	nowhere   = []string{"10.5.1.9", "10.5.3.9", "fd12:3456:0:1::9", "fd12:3456:0:3::9", "192.0.2.1", "2001:db8::1", "2001:db8:ff::1", "198.51.100.1"}
+	garbage = []string{"", "{}", "[]", `"text"`, "7", `{"VNI":1,"VtepMAC":"01:00:00:00:00:00"}`, `{"PublicKey":"AQ==","Port":51820}`, `{"VNI":1,"Port":-1}`}
+	nowhere = []string{"10.5.1.9", "10.5.3.9", "fd12:3456:0:1::9", "fd12:3456:0:3::9", "192.0.2.1", "2001:db8::1", "2001:db8:ff::1", "198.51.100.1",
+		"192.0.2.0", "192.0.2.255", "192.0.2.101", "10.5.3.7", "fd12:3456:0:3::7", "10.5.1.1", "10.5.200.1"}
 	elsewhere = []string{"10.5.0.0/16", "10.5.3.128/25", "10.6.0.0/24", "192.0.2.0/25", "fd12:3456::/48", "fd12:3456:0:3:8000::/65", "fd12:3457::/64", "2001:db8::/64", "::/0"}
 )
 
@@ -393,6 +445,10 @@ func FuzzMixtures(f *testing.F) {
 		if c.of(4) == 0 {
 			h.Underlay.OnLink = nil
 		}
+		if c.of(4) == 0 {
+			h.Underlay.Others = []Addr{{"docker0", netip.MustParsePrefix("10.5.1.1/24")}, {"eth0", netip.MustParsePrefix("192.0.2.101/24")},
+				{"eth1", netip.MustParsePrefix("10.5.3.7/24")}, {"eth1", netip.MustParsePrefix("fd12:3456:0:3::7/64")}}
+		}
 		p, err := NewPlan(b, h, map[string]subnet.Entry{})
 		if err != nil {
 			return
@@ -415,5 +471,84 @@ func FuzzMixtures(f *testing.F) {
 			checkPlanned(t, p)
 		}
 		_, _ = p.Announce()
+	})
+}
+
+// FuzzLease has hosts with each type, in each mode, plan with a lease that anybody may have written, beside a sound one.
+func FuzzLease(f *testing.F) {
+	for i, carriage := range carriages {
+		h, b := agent{carriage, families[0], families[1], Both}.host(f, 2)
+		l, _ := h.Announce(b)
+		f.Add(uint8(i), l.Key(), l.MarshalValue())
+		f.Add(uint8(i), "10.5.3.0-24", []byte(strings.ReplaceAll(string(l.MarshalValue()), "192.0.2.2", "192.0.2.1")))
+		f.Add(uint8(i), "10.5.2.128-25&fd12:3456:0:3::-64", l.MarshalValue())
+	}
+	for _, data := range append(garbage, `{"VNI":1e400}`, `"\u0000"`, `"`+strings.Repeat("x", 9000)+`"`, strings.Repeat("[", 9000)) {
+		for i, name := range []string{"vxlan", "", "host-gw", "", "", "l2", "extension", "", "ipip", "", "wireguard"} {
+			f.Add(uint8(i), "10.5.3.0-24", []byte(`{"PublicIP":"192.0.2.3","BackendType":"`+name+`","BackendData":`+data+`}`))
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint8, key string, value []byte) {
+		carriage := carriages[int(which)%len(carriages)]
+		a := agent{carriage, subnet.Pair[bool]{V4: true, V6: !strings.Contains(carriage, "ipip")}, subnet.Pair[bool]{V4: true, V6: true}, Both}
+		h, b := a.host(t, 1)
+		h.Underlay.Others = []Addr{{"docker0", netip.MustParsePrefix("10.5.1.1/24")}, {"eth1", netip.MustParsePrefix("10.5.9.7/24")}}
+		other, _ := a.host(t, 2)
+		sound, _ := other.Announce(b)
+		l, err := subnet.ParseLease(key, value)
+		p := mustPlan(t, b, h, map[string]subnet.Entry{sound.Key(): {Lease: sound, Created: 1}})
+		before := clone(p.State())
+		e := subnet.Entry{Lease: l, Created: 2, Err: err}
+		if key == sound.Key() {
+			return // it is that lease now, whoever has written it
+		}
+		p.Update(map[string]subnet.Entry{key: e})
+		checkPlanned(t, p)
+		if !p.IsPeer(sound.Key(), p.Entries()[sound.Key()]) {
+			t.Errorf("a younger lease has made an older one be left out: %v", p.Rejected())
+		}
+		p.Update(map[string]subnet.Entry{key: {}})
+		if after := p.State(); before.String() != after.String() {
+			t.Errorf("it leaves something behind:\n%swas\n%s", after, before)
+		}
+	})
+}
+
+// FuzzOptions reads what may be stored as a network's config, and shows it to others without its secret.
+func FuzzOptions(f *testing.F) {
+	const planted = "cGxhbnRlZC1wbGFudGVkLXBsYW50ZWQtcGxhbnRlZC0="
+	for _, carriage := range carriages {
+		f.Add(carriage)
+	}
+	for _, text := range []string{`{"Type":"wireguard","PSK":"PLANTED","psk":"PLANTED"}`, `{"Type":"wireguard","PSK":"PLANTED"},"Backend":{"Type":"wireguard"}`, `{"Type":"wireguard","Pſk":"PLANTED"}`, `{"\u0050SK":"PLANTED"},"backend":{"Type":"wireguard"}`, `{"Type":"vxlan","VNI":-1}`, `{"Type":"vxlan","Port":1e9}`, `{"Type":7}`, `[]`, `null`, `{`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, name := range []string{"PSK", "psk", "Pſk", `\u0050SK`} { // under another name it is no key
+			text = strings.ReplaceAll(text, `"`+name+`":"PLANTED"`, `"`+name+`":"`+planted+`"`)
+		}
+		config := `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd12:3456::/48","Backend":` + text + `}`
+		c, _, err := subnet.ParseConfig([]byte(config))
+		if err != nil {
+			return
+		}
+		b, err := New(c)
+		if err != nil {
+			if strings.Contains(err.Error(), planted) {
+				t.Errorf("the error tells the key: %v", err)
+			}
+			return
+		}
+		h, _ := agents()[0].host(t, 1)
+		if h.Config = c; b.Needs().WireGuard {
+			for _, as := range []string{"", "(hidden)"} {
+				if shown := Redact(config, as); strings.Contains(shown, planted) {
+					t.Errorf("%s shows the key", shown)
+				}
+			}
+		}
+		if p, err := NewPlan(b, h, map[string]subnet.Entry{}); err == nil && strings.Contains(p.State().String(), planted) {
+			t.Errorf("the state shows the key")
+		}
 	})
 }

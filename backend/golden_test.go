@@ -140,6 +140,9 @@ func parseHost(t *testing.T, cfg subnet.Config, text string) Host {
 			}
 		case "onlink":
 			h.Underlay.OnLink = append(h.Underlay.OnLink, netip.MustParsePrefix(value))
+		case "other":
+			device, prefix, _ := strings.Cut(value, " ")
+			h.Underlay.Others = append(h.Underlay.Others, Addr{device, netip.MustParsePrefix(prefix)})
 		case "accept-ra":
 			h.Underlay.AcceptRA = append(h.Underlay.AcceptRA, value)
 		case "subnet":

@@ -64,6 +64,9 @@ func (b l2) Peer(h Host, l subnet.Lease) (Part, error) {
 	if err != nil {
 		return Part{}, err
 	}
+	if to := legs[0].to; h.Config.Range.Of(f).Network.Contains(to) && !h.Underlay.reaches(to) {
+		return Part{}, subnet.Rejectf(subnet.BadAddress, "public address %s lies inside the overlay: copies for it would be copied themselves", to)
+	}
 	var data l2Data
 	if err := json.Unmarshal([]byte(l.Data.Of(f)), &data); err != nil {
 		return Part{}, subnet.Rejectf(subnet.BadValue, "%s is not {\"VNI\":…}: %s", dataKey(f), l.Data.Of(f))

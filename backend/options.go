@@ -41,7 +41,7 @@ func Redact(text, as string) string {
 	if json.Unmarshal([]byte(text), &config) != nil {
 		return ""
 	}
-	found := false
+	found := mentions(text, secret)
 	for name, value := range config {
 		var object map[string]json.RawMessage
 		if !strings.EqualFold(name, "Backend") || json.Unmarshal(value, &object) != nil {
@@ -51,7 +51,7 @@ func Redact(text, as string) string {
 			if !strings.EqualFold(key, secret) {
 				continue
 			}
-			if found = true; as == "" {
+			if as == "" {
 				delete(object, key)
 			} else {
 				object[key], _ = json.Marshal(as) // a string
@@ -64,6 +64,19 @@ func Redact(text, as string) string {
 	}
 	redacted, _ := json.Marshal(config)
 	return string(redacted)
+}
+
+// mentions reports whether a word is anywhere in a JSON text, also where something of the same name follows, which alone counts.
+func mentions(text, word string) bool {
+	for d := json.NewDecoder(strings.NewReader(text)); ; {
+		token, err := d.Token()
+		if err != nil {
+			return false // the end: the text is JSON
+		}
+		if s, ok := token.(string); ok && strings.EqualFold(s, word) {
+			return true
+		}
+	}
 }
 
 // limit is the range that a key's value must be in, 0 aside where that stands for a default.

@@ -15,7 +15,8 @@ func TestRedact(t *testing.T) {
 		`{"Network":"10.5.0.0/16","backend":{"psk":"` + psk + `","Type":"wireguard","PSK":"x"}}`: `{"Network":"10.5.0.0/16","backend":{"Type":"wireguard"}}`,
 		`{"Network":"10.5.0.0/16", "Backend":{"Type":"vxlan"}}`:                                  `{"Network":"10.5.0.0/16", "Backend":{"Type":"vxlan"}}`,
 		`{"Network":"10.5.0.0/16"}`: `{"Network":"10.5.0.0/16"}`,
-		`{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard","PSK":"` + psk + `"},"Backend":{}`: "",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard","PSK":"` + psk + `"},"Backend":{"Type":"vxlan"}}`: `{"Backend":{"Type":"vxlan"},"Network":"10.5.0.0/16"}`, // the last counts
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard","PSK":"` + psk + `"},"Backend":{}`:                "",
 		"": "",
 	} {
 		got := Redact(text, "")

@@ -22,9 +22,10 @@ type Plan struct {
 	entries  map[string]subnet.Entry  // all that are stored, by key
 	rejected map[string]subnet.Reject // those of them that are left out
 	reasons  map[subnet.Reason]int    // how many of them for each reason
-	rivals   map[string]bool          // those of rejected that are left out for another lease's sake
+	rivals   map[string]Part          // those of rejected that are left out for another lease's sake, and what they would add
 	youngest birth                    // of all that entries ever held
 	gone     int                      // deleted from entries since it was made
+	disorder bool                     // another order, that of the leases' age, may have led to another sum: it has to be built again
 
 	untyped bool // this backend's leases don't name it, so that a host's can't be told from a reservation for it
 	peers   int  // accepted
@@ -36,7 +37,7 @@ type Plan struct {
 	endpoints  sum[EndpointKey, netip.AddrPort]
 	wireguard  sum[PeerKey, Peer]
 	hooks      sum[string, subnet.Lease]
-	inside     map[netip.Prefix][]claim // what lies inside one of the network's subnets, by that subnet
+	inside     map[netip.Prefix][]claim // what lies inside one of the network's subnets, by that subnet, in order; claims that differ don't overlap
 }
 
 // NewPlan plans h with the leases in entries, which it keeps and updates from then on.
@@ -109,11 +110,11 @@ func (p *Plan) others(key string, e subnet.Entry) bool {
 // Update takes changed leases into the Plan, the zero Entry for one that is gone, and returns what that changes in the
 // State. It costs as much as the changed leases do, unless they compete with others: then it may cost as much as all.
 func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
-	inOrder := true
+	p.disorder = len(changed)*len(p.rivals) > len(p.entries)+spare // to compare each with each would cost more than to begin anew
 	for _, key := range byAge(changed) {
-		inOrder = p.replace(key, changed[key]) && inOrder // each is taken in, whatever became of those before it
+		p.replace(key, changed[key]) // each is taken in, whatever became of those before it
 	}
-	if !inOrder {
+	if p.disorder {
 		p.build()
 	}
 	if p.gone > len(p.entries)/8+spare {
@@ -126,24 +127,26 @@ func (p *Plan) Update(changed map[string]subnet.Entry) Changes {
 // the most it ever held.
 const spare = 1000
 
-// replace puts e in the place of what is stored under key. It returns false if another order, that of the leases' age, may
-// have led to another sum, so that it has to be built again.
-func (p *Plan) replace(key string, e subnet.Entry) bool {
-	old, inOrder := p.entries[key], true
+// replace puts e in the place of what is stored under key.
+func (p *Plan) replace(key string, e subnet.Entry) {
+	old, stored := p.entries[key]
 	if e == (subnet.Entry{}) {
 		delete(p.entries, key)
 		p.gone++
 	} else {
 		p.entries[key] = e
 	}
-	if reject, left := p.rejected[key]; !left {
-		inOrder = p.remove(key, old)
-	} else if p.reasons[reject.Reason]--; p.reasons[reject.Reason] == 0 {
-		delete(p.reasons, reject.Reason)
+	switch reject, left := p.rejected[key]; {
+	case left:
+		if p.reasons[reject.Reason]--; p.reasons[reject.Reason] == 0 {
+			delete(p.reasons, reject.Reason)
+		}
+	case stored:
+		p.remove(key, old)
 	}
 	delete(p.rejected, key)
 	delete(p.rivals, key)
-	return p.add(key, e) && inOrder
+	p.add(key, e)
 }
 
 // build sums all parts from nothing, the oldest lease first.
@@ -155,7 +158,7 @@ func (p *Plan) build() {
 		p.routes.add(row(dst, r))
 	}
 	p.peers = 0
-	p.rejected, p.reasons, p.rivals, p.inside = map[string]subnet.Reject{}, map[subnet.Reason]int{}, map[string]bool{}, map[netip.Prefix][]claim{}
+	p.rejected, p.reasons, p.rivals, p.inside = map[string]subnet.Reject{}, map[subnet.Reason]int{}, map[string]Part{}, map[netip.Prefix][]claim{}
 	for _, key := range byAge(p.entries) {
 		p.add(key, p.entries[key])
 	}
@@ -177,24 +180,29 @@ func (p *Plan) part(key string, e subnet.Entry) (Part, error) {
 	return p.backend.Peer(p.host, e.Lease)
 }
 
-// add takes in the lease e. Like remove it returns false if that may concern leases that are left out.
-func (p *Plan) add(key string, e subnet.Entry) (inOrder bool) {
+// add takes in the lease e. Like remove it notes if that may concern leases that are left out.
+func (p *Plan) add(key string, e subnet.Entry) {
+	if e == (subnet.Entry{}) {
+		return
+	}
 	born := birth{e.Created, key}
 	last := born.compare(p.youngest) >= 0
 	if last {
 		p.youngest = born
 	}
 	part, err := p.part(key, e)
-	inOrder = last || p.settled(part, e.Lease)
+	if !last {
+		p.settle(part, e.Lease)
+	}
 	if err == nil {
 		if err = p.rival(part, e.Lease); err != nil {
-			p.rivals[key], inOrder = true, last
+			p.rivals[key], p.disorder = part, p.disorder || !last
 		}
 	}
 	if reject := (*subnet.Reject)(nil); errors.As(err, &reject) {
 		p.rejected[key] = *reject
 		p.reasons[reject.Reason]++
-		return inOrder
+		return
 	}
 	p.claim(part, e.Lease)
 	p.fdb.add(part.FDB)
@@ -207,12 +215,11 @@ func (p *Plan) add(key string, e subnet.Entry) (inOrder bool) {
 	if p.others(key, e) {
 		p.peers++
 	}
-	return inOrder
 }
 
 // remove takes out what the accepted lease e added. A part depends on nothing but its lease and the host, so it need not be
 // remembered.
-func (p *Plan) remove(key string, e subnet.Entry) (inOrder bool) {
+func (p *Plan) remove(key string, e subnet.Entry) {
 	part, _ := p.part(key, e)
 	p.unclaim(part, e.Lease)
 	p.fdb.remove(part.FDB)
@@ -225,19 +232,18 @@ func (p *Plan) remove(key string, e subnet.Entry) (inOrder bool) {
 	if p.others(key, e) {
 		p.peers--
 	}
-	return p.settled(part, e.Lease)
+	p.settle(part, e.Lease)
 }
 
-// settled reports whether those that are left out for another's sake are so whether l, with its part, is there or not: each has
-// a rival that is older and not l, and the others have none.
-func (p *Plan) settled(part Part, l subnet.Lease) bool {
-	for key := range p.rivals {
-		e := p.entries[key]
-		if other, _ := p.part(key, e); clash(part, other, l, e.Lease) {
-			return false
+// settle notes a disorder, unless those that are left out for another's sake are so whether l, with its part, is there or not: each
+// has a rival that is older and not l, and the others have none.
+func (p *Plan) settle(part Part, l subnet.Lease) {
+	for key, other := range p.rivals {
+		if p.disorder {
+			return
 		}
+		p.disorder = clash(part, other, l, p.entries[key].Lease)
 	}
-	return true
 }
 
 // clash reports whether two leases may be rivals: it looks at the two alone, and rather finds too much than too little.
@@ -272,6 +278,11 @@ func differ[K, V comparable](a, b []Row[K, V]) bool {
 type claim struct {
 	prefix netip.Prefix
 	host   bool
+}
+
+// compare orders claims by where they begin.
+func (c claim) compare(o claim) int {
+	return cmp.Or(c.prefix.Addr().Compare(o.prefix.Addr()), cmp.Compare(c.prefix.Bits(), o.prefix.Bits()))
 }
 
 // prefixes yields what a part sends to its peer, and whether by a route.
@@ -323,14 +334,15 @@ func (p *Plan) within(q netip.Prefix) (netip.Prefix, bool) {
 func (p *Plan) claim(part Part, l subnet.Lease) {
 	for _, c := range p.claims(part, l) {
 		within, _ := p.within(c.prefix)
-		p.inside[within] = append(p.inside[within], c)
+		i, _ := slices.BinarySearchFunc(p.inside[within], c, claim.compare)
+		p.inside[within] = slices.Insert(p.inside[within], i, c)
 	}
 }
 
 func (p *Plan) unclaim(part Part, l subnet.Lease) {
 	for _, c := range p.claims(part, l) {
 		within, _ := p.within(c.prefix)
-		i := slices.Index(p.inside[within], c)
+		i, _ := slices.BinarySearchFunc(p.inside[within], c, claim.compare)
 		if p.inside[within] = slices.Delete(p.inside[within], i, i+1); len(p.inside[within]) == 0 {
 			delete(p.inside, within)
 		}
@@ -338,7 +350,7 @@ func (p *Plan) unclaim(part Part, l subnet.Lease) {
 }
 
 // overlapping returns what the Plan holds that overlaps q: of several always the same, so that its name in a log is no news.
-func (p *Plan) overlapping(q netip.Prefix) (found claim, ok bool) {
+func (p *Plan) overlapping(q netip.Prefix) (claim, bool) {
 	within, inNetwork := p.within(q)
 	if !inNetwork {
 		return claim{}, false
@@ -346,12 +358,14 @@ func (p *Plan) overlapping(q netip.Prefix) (found claim, ok bool) {
 	if _, held := p.routes.total[within]; held {
 		return claim{prefix: within}, true
 	}
-	for _, c := range p.inside[within] {
-		if c.prefix.Overlaps(q) && (!ok || c.prefix.Compare(found.prefix) < 0) {
-			found, ok = c, true
+	claims := p.inside[within]
+	i, _ := slices.BinarySearchFunc(claims, claim{prefix: q}, claim.compare)
+	for _, c := range claims[max(0, i-1):min(len(claims), i+1)] { // the one before may have q in it, the one after lie in q
+		if c.prefix.Overlaps(q) {
+			return c, true
 		}
 	}
-	return found, ok
+	return claim{}, false
 }
 
 // rival returns why part, l's, can't stand beside what the Plan holds already.

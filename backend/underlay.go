@@ -27,6 +27,7 @@ type Underlay struct {
 	Local  subnet.Pair[netip.Addr] // Device's own addresses
 	Public subnet.Pair[netip.Addr] // where peers send to: Local, or what a NAT in front shows for it
 	OnLink []netip.Prefix          // reached on Device without a gateway, and its gateways themselves, as /32 or /128; IPv6's link-local ones aside
+	Others []Addr                  // this host's other addresses, those of our own devices and link-local ones aside
 
 	// Devices that take IPv6 addresses and routes as routers advertise them (RFC 4861): Device, and those of such routes. They
 	// would not once the host forwards, unless they are told to.
@@ -45,6 +46,18 @@ func (u Underlay) Excluded(cfg subnet.Config) []netip.Prefix {
 		}
 	}
 	return excluded
+}
+
+// has reports whether a is an address of this host.
+func (u Underlay) has(a netip.Addr) bool {
+	return slices.ContainsFunc(u.Others, func(o Addr) bool { return o.Prefix.Addr() == a })
+}
+
+// broadcasts reports whether a is no host's on the segment, but all hosts': what is sent there, the segment multiplies.
+func (u Underlay) broadcasts(a netip.Addr) bool {
+	return slices.ContainsFunc(u.OnLink, func(p netip.Prefix) bool {
+		return a.Is4() && p.Contains(a) && p.Bits() < 31 && (a == p.Addr() || !p.Contains(a.Next()))
+	})
 }
 
 // reaches reports whether a is reached on the underlay device without a gateway.

@@ -34,7 +34,7 @@ func familyOff(f Facts) []Finding {
 	for _, a := range f.wanted() {
 		name := confOf(subnet.IPv6, a.Dev, "disable_ipv6")
 		if row := name + " = 1"; f.off(a.Dev, subnet.FamilyOf(a.Prefix.Addr())) && !slices.Contains(rows, row) {
-			rows, fixes = append(rows, row), append(fixes, "sysctl -w "+name+"=0")
+			rows, fixes = append(rows, row), append(fixes, "sysctl -w "+quote(name+"=0"))
 		}
 	}
 	if len(rows) == 0 {
@@ -54,7 +54,7 @@ func overlayAddress(f Facts) (findings []Finding) {
 		switch {
 		case i >= 0:
 			findings = append(findings, Finding{What: fmt.Sprintf("another device on the segment of %s has its address %s, too: the kernel does not use it", d.Name, d.Duplicate[i]),
-				Evidence: show + "; dadfailed", Fix: fmt.Sprintf("take it away from the other, and then: ip link set %s down; ip link set %s up; systemctl restart tulle", d.Name, d.Name)})
+				Evidence: show + "; dadfailed", Fix: fmt.Sprintf("take it away from the other, and then: ip link set %s down; ip link set %s up; systemctl restart tulle", quote(d.Name), quote(d.Name))})
 		case ok && d.Up && planned && d.Name != f.Plan.Host().Bridge && !d.has(a.Prefix.Addr()) && !f.off(d.Name, subnet.FamilyOf(a.Prefix.Addr())):
 			findings = append(findings, Finding{What: fmt.Sprintf("%s lacks %s: peers don't reach this host inside the overlay", d.Name, a.Prefix), Evidence: show,
 				Fix: "systemctl restart tulle; journalctl -u tulle says if it can't be set"})
@@ -79,7 +79,7 @@ func routerLost(f Facts) []Finding {
 	}
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		if have, ok := f.Sysctls[name]; ok && have != want[name] {
-			rows, fixes = append(rows, name+" = "+have), append(fixes, "sysctl -w "+name+"="+want[name])
+			rows, fixes = append(rows, name+" = "+have), append(fixes, "sysctl -w "+quote(name+"="+want[name]))
 		}
 	}
 	if len(rows) == 0 {

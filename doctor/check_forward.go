@@ -27,7 +27,7 @@ func forwardingOff(f Facts) []Finding {
 	var rows, fixes []string
 	for name, value := range want {
 		if have, ok := f.Sysctls[name]; ok && have != value {
-			rows, fixes = append(rows, name+" = "+have), append(fixes, "sysctl -w "+name+"="+value)
+			rows, fixes = append(rows, name+" = "+have), append(fixes, "sysctl -w "+quote(name+"="+value))
 		}
 	}
 	if len(rows) == 0 {
@@ -187,7 +187,7 @@ func forwardShadowed(f Facts) (findings []Finding) {
 		h := f.Plan.Host()
 		findings = append(findings, Finding{What: fmt.Sprintf("a rule drops packets %s before they are accepted", strings.Join(d.ways, " and ")),
 			Evidence: fmt.Sprintf("%s-save -t %s: %s (rule %d of %s)", d.tool(), d.table, d.Rule, d.Position, d.Chain),
-			Fix: fmt.Sprintf("%s; or accept before it: %s -t %s -I %s %d -s %[6]s -d %[6]s -j ACCEPT", d.without(), d.tool(), d.table, d.Chain, d.Position,
+			Fix: fmt.Sprintf("%s; or accept before it: %s -t %s -I %s %d -s %[6]s -d %[6]s -j ACCEPT", d.without(), d.tool(), d.table, quote(d.Chain), d.Position,
 				h.Config.Range.Of(d.family).Network)})
 	}
 	return findings
@@ -195,7 +195,7 @@ func forwardShadowed(f Facts) (findings []Finding) {
 
 // without is the command that takes a rule away.
 func (d dropped) without() string {
-	return d.tool() + " -t " + d.table + " -D" + strings.TrimPrefix(d.Rule, "-A")
+	return d.tool() + " -t " + d.table + " -D " + quoteAll(split(strings.TrimPrefix(d.Rule, "-A ")))
 }
 
 // rawDrops are what drops packets to containers in table raw: also to those addresses that rules name. Docker ≥ 28 has one for each
@@ -299,7 +299,7 @@ func rpFilter(f Facts) (findings []Finding) {
 	case f.Sysctls[strict] != "1":
 		return nil
 	}
-	fix := fmt.Sprintf("sysctl -w %s=2", conf(dev, "rp_filter"))
+	fix := "sysctl -w " + quote(conf(dev, "rp_filter")+"=2")
 	for _, p := range f.Paths {
 		if !p.Overlay && !f.outside(p) && p.Outer.Dev != "" && p.Public.Is4() {
 			findings = one(fmt.Sprintf("the reverse path filter of %s drops what peers send: packets to them leave by %s", dev, p.Outer.Dev),
@@ -343,7 +343,7 @@ func outerFiltered(f Facts) (findings []Finding) {
 		fix := d.without()
 		if d.Position == 0 {
 			_, got := outerPackets(f.Plan.Host().Underlay, d.carrier, f.Paths[0].Public)
-			fix = fmt.Sprintf("%s -I %s %s, for good: in whatever makes your rules", d.tool(), d.Chain, got.accept())
+			fix = fmt.Sprintf("%s -I %s %s, for good: in whatever makes your rules", d.tool(), quote(d.Chain), got.accept())
 		}
 		findings = append(findings, Finding{What: fmt.Sprintf("this host's packet filter drops the overlay's packets %s: %s", d.ways[0], d.carrier),
 			Evidence: fmt.Sprintf("%s-save -t %s: %s", d.tool(), d.table, d.Rule), Fix: fix})

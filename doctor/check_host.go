@@ -90,7 +90,7 @@ func deviceClash(f Facts) (findings []Finding) {
 		}
 		findings = append(findings, Finding{What: fmt.Sprintf("%s has the overlay's %s: %s can't be beside it", d.Name, what, o.Device),
 			Evidence: fmt.Sprintf("ip -d link show %s: %s", d.Name, evidence),
-			Fix:      fmt.Sprintf("ip link del %s; or choose %s for this network (tulle config set)", d.Name, fix)})
+			Fix:      fmt.Sprintf("ip link del %s; or choose %s for this network (tulle config set)", quote(d.Name), fix)})
 	}
 	return findings
 }
@@ -113,7 +113,7 @@ func portTaken(f Facts) (findings []Finding) {
 			i := slices.IndexFunc(outers, func(o backend.Outer) bool { return o.Port == p.Listens })
 			findings = append(findings, Finding{What: fmt.Sprintf("%s listens on the overlay's UDP port %d: %s can't have it", p.Name, p.Listens, outers[i].Device),
 				Evidence: fmt.Sprintf("ss -ulnp: %s", p),
-				Fix:      fmt.Sprintf("stop %s, or choose another port for this network (tulle config set)", p.Name)})
+				Fix:      fmt.Sprintf("stop %s, or choose another port for this network (tulle config set)", quote(p.Name))})
 		}
 	}
 	return findings
@@ -149,7 +149,7 @@ func (f Facts) tunnel(o backend.Outer) []Finding {
 		return one(o.Device+" is missing: "+nobody, "ip link show "+o.Device+": it does not exist", fix)
 	case !d.Up:
 		return one(o.Device+" is down: "+nobody, "ip link show "+o.Device+": state DOWN",
-			"ip link set "+o.Device+" up; systemctl restart tulle puts back the routes that it lost")
+			"ip link set "+quote(o.Device)+" up; systemctl restart tulle puts back the routes that it lost")
 	case have != wanted && len(mtuUnderlay(f)) == 0:
 		return one(o.Device+" is not as the network's config has it", "ip -d link show "+o.Device+": "+have+"; wanted is "+wanted, fix)
 	case o.Kind == backend.KindTUN && f.Absent != "":
@@ -202,11 +202,11 @@ func wrongInterface(f Facts) (findings []Finding) {
 		d := f.Devices[i]
 		findings = append(findings, Finding{What: fmt.Sprintf("the public address %s is on %s, and the overlay on %s", public, d.Name, u.Device),
 			Evidence: fmt.Sprintf("ip addr show %s: %s", d.Name, list(d.Addrs)),
-			Fix:      fmt.Sprintf("start the agent with --iface %s and without --public-ip", d.Name)})
+			Fix:      fmt.Sprintf("start the agent with --iface %s and without --public-ip", quote(d.Name))})
 	}
 	if peers, dev, evidence := f.ledAway(true); len(peers) > 0 {
 		findings = append(findings, Finding{What: fmt.Sprintf("the way to %s is by %s, and the overlay is on %s", strings.Join(peers, ", "), dev, u.Device),
-			Evidence: evidence, Fix: fmt.Sprintf("start the agent with --iface %s", dev)})
+			Evidence: evidence, Fix: fmt.Sprintf("start the agent with --iface %s", quote(dev))})
 	}
 	return append(findings, rivalDefaults(f)...)
 }

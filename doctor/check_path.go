@@ -62,7 +62,7 @@ func mtuUnderlay(f Facts) []Finding {
 		return nil
 	}
 	return one(fmt.Sprintf("%s takes packets of %d bytes, and the overlay's are up to %d long", u, d.MTU, need), fmt.Sprintf("ip link show %s: mtu %d", u, d.MTU),
-		fmt.Sprintf("ip link set %s mtu %d, if the network behind it takes that; or %s", u, need, lowerMTU(f.Plan, d.MTU)))
+		fmt.Sprintf("ip link set %s mtu %d, if the network behind it takes that; or %s", quote(u), need, lowerMTU(f.Plan, d.MTU)))
 }
 
 func mtuPath(f Facts) []Finding {
@@ -291,7 +291,7 @@ func (f Facts) otherwise(w direction) string {
 	case w == toPeer || w == fromPeer:
 		return ""
 	case carriage(f.Plan) == "wireguard":
-		return "; or start their agents, if a process carries their packets; or give them the network's PSK (tulle config get)"
+		return "; or start their agents, if a process carries their packets; or give them the network's PSK (tulle config get --secrets)"
 	case f.outer().Kind == backend.KindTUN:
 		return "; or start their agents (systemctl start tulle): they carry the packets themselves"
 	}

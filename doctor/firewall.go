@@ -595,7 +595,7 @@ func parseForeign(text []byte) (chains []foreign) {
 		if c.Hook == "" || !drops[table] || known || !slices.Contains([]string{"ip", "ip6", "inet"}, c.Family) {
 			continue
 		}
-		text := fmt.Sprintf("nftables' table %s, chain %s at hook %s: look at it with nft list table %s", table, c.Name, c.Hook, table)
+		text := fmt.Sprintf("nftables' table %s, chain %s at hook %s: look at it with nft list table %s", table, c.Name, c.Hook, quoteAll(strings.Fields(table)))
 		chains = append(chains, foreign{c.Hook, text, c.Family})
 	}
 	return chains

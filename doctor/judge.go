@@ -265,7 +265,9 @@ func (f *PathFacts) route(row row) Hop {
 }
 
 // routeSpec is way as `ip route del` takes it.
-func routeSpec(way kernel.Way) string { return strings.TrimSuffix(way.String(), " onlink") }
+func routeSpec(way kernel.Way) string {
+	return quoteAll(strings.Fields(strings.TrimSuffix(way.String(), " onlink")))
+}
 
 func (f *PathFacts) nexthop(row row) Hop {
 	what, id := f.Nexthop.String(), f.Forwarded.Nexthop
@@ -359,7 +361,7 @@ func (f *PathFacts) underlay(row row) Hop {
 	what := fmt.Sprintf("%s: %s", public, way)
 	switch {
 	case !way.Prefix.IsValid():
-		return wrong(what, "this host has no route to its peer", "give it one: ip route add "+public.String()+" via … dev "+device)
+		return wrong(what, "this host has no route to its peer", "give it one: ip route add "+public.String()+" via … dev "+quote(device))
 	case way.Type == "local":
 		return wrong(what, public.String()+" is an address of this host itself", "take it away from here, or correct the peer's --public-ip")
 	case way.Type != "unicast":

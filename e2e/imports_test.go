@@ -16,15 +16,16 @@ func TestImports(t *testing.T) {
 	allowed := map[string][]string{
 		"subnet":            {},
 		"backend":           {"subnet"},
-		"backend/extension": {"backend", "subnet"},
+		"backend/extension": {"backend", "backend/file", "subnet"},
+		"backend/file":      {},
 		"backend/firewalld": {"backend", "subnet"},
 		"backend/kernel":    {"backend", "subnet"},
 		"backend/l2":        {"backend", "backend/kernel", "subnet"},
 		"backend/netfilter": {"backend", "subnet"},
 		"backend/udp":       {"backend", "subnet"},
-		"backend/wireguard": {"backend", "subnet"},
+		"backend/wireguard": {"backend", "backend/file", "subnet"},
 		"etcd":              {"subnet"},
-		"agent":             {"agent/api", "agent/docker", "agent/flannel", "agent/page", "agent/probe", "agent/server", "backend", "subnet"},
+		"agent":             {"agent/api", "agent/docker", "agent/flannel", "agent/page", "agent/probe", "agent/server", "backend", "backend/file", "subnet"},
 		"agent/api":         {"backend", "subnet"},
 		"agent/attach":      {"backend"},
 		"agent/docker":      {"subnet"},
@@ -42,7 +43,7 @@ func TestImports(t *testing.T) {
 		"e2e/netnstest":     {},
 		"cmd/tulle": {
 			"agent", "agent/api", "agent/attach", "agent/docker", "agent/flannel", "agent/server",
-			"backend", "backend/extension", "backend/firewalld", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
+			"backend", "backend/extension", "backend/file", "backend/firewalld", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",
 			"doctor", "e2e/lab", "etcd", "subnet",
 		},
 	}

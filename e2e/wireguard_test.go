@@ -273,6 +273,16 @@ func testSecrets(t *testing.T, l *lab.Lab) {
 	} else {
 		tellsNone(t, secrets, "config validate", err.Error())
 	}
+	for _, command := range []string{"config get", "lease ls", "lease ls --json"} {
+		out, err := l.Tulle(t.Context(), "", strings.Fields(command)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tellsNone(t, secrets, command, out)
+	}
+	if out, err := l.Tulle(t.Context(), "", "config", "get", "--secrets"); err != nil || !strings.Contains(out, psk) {
+		t.Errorf("config get --secrets: %s, %v", out, err)
+	}
 	for _, h := range l.Nodes {
 		for _, path := range []string{"/", "/metrics", "/readyz", api.PathStatus, api.PathPeers, api.PathEvents, api.PathView, api.PathMesh, api.PathEtcd} {
 			tellsNone(t, secrets, h.Name+path, get(t, h, path))

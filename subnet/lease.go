@@ -236,9 +236,11 @@ func usualAddr(text []byte, f Family, a *netip.Addr) bool {
 	return err == nil && !a.IsUnspecified() && public(*a, f)
 }
 
-// public reports whether a can be a host's public address of the family. What is link-local of IPv6 says nothing without a device.
+// public reports whether a can be a host's public address of the family. What is link-local of IPv6 says nothing without a device, and
+// 0.0.0.0/8 and 255.255.255.255 are nobody's (RFC 6890).
 func public(a netip.Addr, f Family) bool {
-	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback() && !(f == IPv6 && a.IsLinkLocalUnicast())
+	nobody := f == IPv4 && (a.As16()[12] == 0 || a.As16() == netip.AddrFrom4([4]byte{255, 255, 255, 255}).As16())
+	return FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsLoopback() && !(f == IPv6 && a.IsLinkLocalUnicast()) && !nobody
 }
 
 func compact(data json.RawMessage) string {

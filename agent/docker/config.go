@@ -28,11 +28,16 @@ func ReadConfig(path string) (Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("daemon.json: %w", err)
 	}
-	var c Config
-	if err := json.Unmarshal(text, &c); err != nil {
+	c, err := parseConfig(text)
+	if err != nil {
 		return nil, fmt.Errorf("%s is not a JSON object, and dockerd won't start with it: %w", path, err)
 	}
 	return c, nil
+}
+
+func parseConfig(text []byte) (c Config, err error) {
+	err = json.Unmarshal(text, &c)
+	return c, err
 }
 
 // Clashes returns the keys that are also among options, sorted. With any such key dockerd refuses to start, even if the

@@ -7,9 +7,8 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/file"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -43,19 +42,27 @@ func (c *Carrier) recall() {
 
 // read reads a memory. No file is none.
 func read(path string) (m memory, err error) {
-	text, err := os.ReadFile(path)
+	const most = 256 << 20 // bytes; of ten thousand peers with 8 kB each it has 80 MB
+	text, err := file.Read(path, most)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(text, &m)
+		m, err = parse(text)
 	}
 	if err != nil {
 		return memory{}, fmt.Errorf("%s: %w", path, err)
 	}
+	return m, nil
+}
+
+func parse(text []byte) (m memory, err error) {
+	if err := json.Unmarshal(text, &m); err != nil {
+		return memory{}, err
+	}
 	for _, t := range m.Told {
 		if t.By == nil {
-			return memory{}, fmt.Errorf("%s: it does not say whom peers were told to", path)
+			return memory{}, errors.New("it does not say whom peers were told to")
 		}
 	}
 	return m, nil
@@ -84,7 +91,7 @@ func (m memory) write(path string) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(path, text, 0o600, renameio.WithStaticPermissions(0o600)) // a command may have a password in it
+	return file.Replace(path, text, 0o600) // a command may have a password in it
 }
 
 // memory is what is known now. Nearly all peers were told to the same commands.

@@ -40,6 +40,7 @@ func (k *Kernel) Underlay(c backend.Choice) (backend.Underlay, error) {
 		return backend.Underlay{}, err
 	}
 	u := describe(d, local, c.Public, routes)
+	u.Others = others(devices, u.Local)
 	u.AcceptRA, err = k.listeners(d, devices, routes)
 	return u, err
 }
@@ -230,6 +231,19 @@ func describe(d device, local netip.Addr, public subnet.Pair[netip.Addr], routes
 	slices.SortFunc(u.OnLink, netip.Prefix.Compare)
 	u.OnLink = slices.Compact(u.OnLink)
 	return u
+}
+
+// others are all addresses that the devices have beside those that the overlay is sent from.
+func others(devices []device, local subnet.Pair[netip.Addr]) (list []backend.Addr) {
+	for _, d := range devices {
+		for _, a := range d.addrs {
+			if addr := a.prefix.Addr(); addr != local.Of(subnet.FamilyOf(addr)) && !addr.IsLinkLocalUnicast() && !addr.IsLoopback() {
+				list = append(list, backend.Addr{Dev: d.name, Prefix: a.prefix})
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b backend.Addr) int { return cmp.Or(strings.Compare(a.Dev, b.Dev), a.Prefix.Compare(b.Prefix)) })
+	return list
 }
 
 // listForeignRoutes lists the main table's routes that aren't ours.

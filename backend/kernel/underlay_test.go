@@ -374,3 +374,16 @@ func TestUnderlayIsNeverOurs(t *testing.T) {
 		}
 	}
 }
+
+// TestOthers lists what addresses the host has beside those that it sends from: those of every device, but for what each has.
+func TestOthers(t *testing.T) {
+	devices := []device{
+		{name: "lo", addrs: []ifAddr{global("127.0.0.1/8"), global("::1/128"), global("198.51.100.77/32")}},
+		{name: "eth1", addrs: []ifAddr{global("10.5.100.7/24"), linkLocal("fe80::1/64")}},
+		{name: "eth0", addrs: []ifAddr{global("192.0.2.1/24"), global("192.0.2.101/24"), global("2001:db8::1/64"), global("2001:db8::2/64")}},
+	}
+	local := subnet.Pair[netip.Addr]{V4: netip.MustParseAddr("192.0.2.1"), V6: netip.MustParseAddr("2001:db8::1")}
+	if got, want := fmt.Sprint(others(devices, local)), "[{eth0 192.0.2.101/24} {eth0 2001:db8::2/64} {eth1 10.5.100.7/24} {lo 198.51.100.77/32}]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/file"
 )
 
 // KeyFile is the name of the file with this host's private key: a line of base64, as wg genkey prints it.
@@ -23,21 +24,14 @@ const KeyFile = "wireguard.key"
 // readKey reads a private key. loose is the file's mode if others than its owner could read it, which they can no longer then: a
 // host is not cut off for what can be mended, but it has to be said. No error shows what the file holds.
 func readKey(path string) (key backend.Secret, loose fs.FileMode, err error) {
-	// Not by way of a symbolic link, which may lead to anything, nor waiting for what is no file.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	switch {
-	case errors.Is(err, unix.ELOOP):
-		return key, 0, fmt.Errorf("private key: %s is a symbolic link: put the key itself there", path)
-	case err != nil:
+	f, err := file.Open(path, os.O_RDONLY, 0)
+	if err != nil {
 		return key, 0, fmt.Errorf("private key: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return key, 0, fmt.Errorf("private key: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return key, 0, fmt.Errorf("private key: %s is not a file: remove it, and a new key is made", path)
 	}
 	if info.Mode()&0o077 != 0 {
 		if loose, err = info.Mode().Perm(), f.Chmod(0o600); err != nil {

@@ -113,6 +113,9 @@ func (c *agentCmd) Run(ctx context.Context) error {
 	if err := needAdmin(); err != nil {
 		return err
 	}
+	if err := keepPrivate(); err != nil {
+		return err
+	}
 	unlock, stranger, err := agent.LockHost()
 	if err != nil {
 		return err
@@ -225,7 +228,7 @@ func (c *agentCmd) logger() *slog.Logger {
 	_ = level.UnmarshalText([]byte(c.LogLevel)) // one of the enum's
 	options := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		return slog.New(slog.NewJSONHandler(escaper{os.Stderr}, options))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return slog.New(slog.NewTextHandler(escaper{os.Stderr}, options))
 }

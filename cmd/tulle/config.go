@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/tulle-net/tulle/backend"
@@ -82,6 +82,7 @@ func orphans(ctx context.Context, client *etcd.Client, config subnet.Config) err
 
 type configGetCmd struct {
 	etcdFlags `embed:""`
+	Secrets   bool `help:"Show a preshared key, too, which is hidden otherwise (default: no)."`
 }
 
 func (c *configGetCmd) Run(ctx context.Context) error {
@@ -94,15 +95,27 @@ func (c *configGetCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(strings.TrimSpace(text))
+	if !c.Secrets {
+		text = withoutSecrets(text)
+	}
+	fmt.Println(escape(strings.TrimSpace(text)))
 	if stored.Err == nil {
 		_, stored.Err = backend.New(stored.Config)
 	}
 	if stored.Err != nil {
-		fmt.Fprintf(os.Stderr, "tulle: agents can't use it: %v\n", stored.Err)
+		complain("tulle: agents can't use it: %v\n", stored.Err)
 		return exitCode(1)
 	}
 	return nil
+}
+
+// withoutSecrets is a config that can be shown to anybody. It says how to see what is left out.
+func withoutSecrets(text string) string {
+	shown := backend.Redact(text, "(hidden)")
+	if shown != text {
+		complain("tulle: what is secret of it is hidden, and config set does not take it so: --secrets shows it\n")
+	}
+	return cmp.Or(shown, "(not JSON)")
 }
 
 type configValidateCmd struct {
@@ -141,7 +154,7 @@ func readConfig(path string) (string, subnet.Config, error) {
 // sayWarnings says what of a valid config is hardly meant.
 func sayWarnings(text string, c subnet.Config) {
 	for _, warning := range warnings(text, c) {
-		fmt.Fprintf(os.Stderr, "tulle: warning: %s\n", warning)
+		complain("tulle: warning: %s\n", warning)
 	}
 }
 

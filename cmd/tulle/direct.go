@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/tulle-net/tulle/agent/api"
 	"github.com/tulle-net/tulle/agent/docker"
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/backend/file"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/etcd"
 	"github.com/tulle-net/tulle/subnet"
@@ -68,7 +68,7 @@ func (d direct) Etcd(ctx context.Context, key string) (api.Etcd, error) {
 
 // key is that of the lease that this host held when its agent ended: as its mark says, or else its env file.
 func (d direct) key() (string, error) {
-	text, err := os.ReadFile(filepath.Join(d.runDir, "lease"))
+	text, err := file.Read(filepath.Join(d.runDir, "lease"), 4<<10)
 	if key, _, _ := strings.Cut(strings.TrimSpace(string(text)), " "); err == nil && key != "" {
 		return key, nil
 	}

@@ -9,9 +9,8 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/tulle-net/tulle/agent/docker"
+	"github.com/tulle-net/tulle/backend/file"
 )
 
 // dockerOptsCmd stands in for flannel's mk-docker-opts.sh: the short flags are the script's.
@@ -75,7 +74,7 @@ func (c *dockerOptsCmd) options(ctx context.Context, env docker.Env, config dock
 		err = fmt.Errorf("%s has version %s, and tulle knows 20.10 to 29", d.Path, d.Version)
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "tulle: %v: the options are those that it is sure to know\n", err)
+		complain("tulle: %v: the options are those that it is sure to know\n", err)
 	}
 	for _, o := range append(env.Options(), docker.Needs(d.Version, c.firewall(config)).Options...) {
 		if ok, err := d.Knows(ctx, o); ok && err == nil { // an error is a no: a dockerd that can't say was reported above
@@ -129,21 +128,8 @@ func replaceFile(path string, text []byte) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(path, text, 0o644)
 	}
-	if err := replace(path, text); err != nil {
+	if err := file.Replace(path, text, 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
-}
-
-// replace is renameio.WriteFile without its regard for the mode that a file of that name has.
-func replace(path string, text []byte) error {
-	f, err := renameio.NewPendingFile(path, renameio.WithStaticPermissions(0o644))
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
-	if _, err := f.Write(text); err != nil {
-		return err
-	}
-	return f.CloseAtomicallyReplace()
 }

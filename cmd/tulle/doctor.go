@@ -22,7 +22,7 @@ type doctorCmd struct {
 func (c *doctorCmd) Run(ctx context.Context) error {
 	options, err := c.etcdFlags.options()
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "tulle: %v\n", err)
+		complain("tulle: %v\n", err)
 		return exitCode(2)
 	}
 	report := doctor.Examine(doctor.Look(ctx, doctor.Options{RunDir: c.RunDir, Fallback: direct{options, c.RunDir}, Say: sayDoing()}))
@@ -30,7 +30,7 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return err
 	}
 	if c.JSON {
-		enc := json.NewEncoder(os.Stdout)
+		enc := json.NewEncoder(escaper{os.Stdout})
 		enc.SetIndent("", "  ")
 		if err := enc.Encode(report); err != nil {
 			return err

@@ -55,7 +55,7 @@ func (c *eventsCmd) Run(ctx context.Context) error {
 
 func (c *eventsCmd) print(s screen, e api.Event) error {
 	if c.JSON {
-		return json.NewEncoder(s.w).Encode(e)
+		return json.NewEncoder(escaper{s.w}).Encode(e)
 	}
 	t := map[string]tone{"WARN": warn, "ERROR": bad}[e.Level]
 	_, err := fmt.Fprintf(s.w, "%s  %s  %s%s\n", s.paint(dim, e.Time.Local().Format(time.DateTime)), s.paint(t, fmt.Sprintf("%-5s", e.Level)), clean(e.Text), s.paint(dim, clean(details(e))))

@@ -52,7 +52,7 @@ func (c *labFleetCmd) Run(ctx context.Context) error {
 	switch {
 	case summary.Joins == 0 && err != nil: // nothing to sum up
 	case c.JSON:
-		err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(summary))
+		err = errors.Join(err, json.NewEncoder(escaper{os.Stdout}).Encode(summary))
 	default:
 		summary.print()
 	}

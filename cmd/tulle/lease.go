@@ -75,7 +75,7 @@ func (c *leaseLsCmd) Run(ctx context.Context) error {
 		rows = append(rows, row)
 	}
 	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(rows)
+		return json.NewEncoder(escaper{os.Stdout}).Encode(rows)
 	}
 	if len(rows) == 0 {
 		fmt.Println("no leases")

@@ -70,7 +70,7 @@ func run(args []string) int {
 		}
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "tulle: %v\n", err)
+		complain("tulle: %v\n", err)
 		if usage := (*kong.ParseError)(nil); errors.As(err, &usage) {
 			fmt.Fprintf(os.Stderr, "See: tulle%s --help\n", commandPath(usage.Context))
 		}
@@ -87,7 +87,7 @@ func run(args []string) int {
 		errors.As(err, &code)
 		return int(code)
 	default:
-		fmt.Fprintf(os.Stderr, "tulle: %v\n", err)
+		complain("tulle: %v\n", err)
 		return 1
 	}
 }

@@ -73,7 +73,7 @@ func (c *statusCmd) Run(ctx context.Context) error {
 
 func (c *statusCmd) print(s screen, status api.Status, peers []api.Peer) error {
 	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(statusJSON{status, peers})
+		return json.NewEncoder(escaper{os.Stdout}).Encode(statusJSON{status, peers})
 	}
 	now := time.Now()
 	printHealth(s, status)

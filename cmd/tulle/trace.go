@@ -30,11 +30,11 @@ type traceCmd struct {
 func (c *traceCmd) Run(ctx context.Context) error {
 	trace, err := c.trace(ctx)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "tulle: %v\n", err)
+		complain("tulle: %v\n", err)
 		return exitCode(2)
 	}
 	if c.JSON {
-		err = json.NewEncoder(os.Stdout).Encode(trace)
+		err = json.NewEncoder(escaper{os.Stdout}).Encode(trace)
 	} else {
 		printTrace(stdout(), trace)
 	}
@@ -61,7 +61,7 @@ func (c *traceCmd) trace(ctx context.Context) (t doctor.Trace, err error) {
 	if !errors.Is(err, api.ErrAbsent) {
 		return t, err
 	}
-	fmt.Fprintf(os.Stderr, "%v\nUntil it runs nothing is repaired. What it would do is worked out from etcd.\n\n", err)
+	complain("%v\nUntil it runs nothing is repaired. What it would do is worked out from etcd.\n\n", err)
 	options, err := c.etcdFlags.options()
 	if err != nil {
 		return t, err
