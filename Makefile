@@ -1,7 +1,8 @@
 # tulle: make demo shows it, make test proves it, make help lists the rest.
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
-COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+# The same commit makes the same bytes: nothing is of when and where it is built, nor abbreviated as the history at hand asks for.
+VERSION ?= $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null || echo 0.0.0-dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 .PHONY: help
@@ -10,7 +11,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/tulle
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/tulle ./cmd/tulle
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tulle ./cmd/tulle
 
 .PHONY: demo
 demo: ## build, and show three hosts whose containers talk, and why (needs root)
@@ -58,12 +59,18 @@ soak: ## break things at random for 10 minutes, and see all heal (FOR=TIME, SEED
 	TULLE_TEST_ROOT=1 TULLE_SOAK=$(or $(FOR),10m) TULLE_SOAK_SEED=$(SEED) CGO_ENABLED=1 go test -race -timeout 0 -v -run 'TestSoak$$' ./e2e
 
 .PHONY: test-all
-test-all: ## all tests, make test-matrix, make soak, and the tests that set the clock, in a virtual machine (needs root)
+test-all: ## all tests, make test-matrix, a release of all architectures, make soak, and the tests that set the clock, in a virtual machine (needs root)
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-matrix
+	TULLE_TEST_ROOT=1 TULLE_RELEASE=all go test -timeout 60m -v -run 'TestRelease$$' ./e2e
 	@$(MAKE) --no-print-directory soak
 	@e2e/prepare vm
 	e2e/vm 'TestClock$$'
+
+# As in make release VERSION=1.2.3.
+.PHONY: release
+release: ## build what is released, for six architectures: binaries, debs, rpms, SBOMs, SHA256SUMS in bin/release (VERSION=1.2.3)
+	@deploy/package/release '$(VERSION)' bin/release
 
 # As in make bench ARGS="--only join,idle". bin/bench compare OLD.json NEW.json compares two runs.
 .PHONY: bench
@@ -79,16 +86,28 @@ bench-data: ## measure what each backend costs packets, what VXLAN does, and wha
 	@$(MAKE) --no-print-directory build
 	@go run ./e2e/bench/data --json bin/bench-data.json $(ARGS)
 
+.PHONY: cli
+cli: ## make docs/cli.md anew, of the commands' definitions
+	@go run ./cmd/tulle reference markdown >docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+
 .PHONY: picture
 picture: ## make docs/page.png anew: an agent's page, of a lab of six hosts (needs root)
 	@e2e/prepare test
 	TULLE_TEST_ROOT=1 TULLE_PICTURE=$(CURDIR)/docs/page.png go test -count 1 -run 'TestPicture$$' ./e2e
 
 .PHONY: lint
-lint: ## check format, vet, and staticcheck
+lint: ## check format, vet, staticcheck (staticcheck.conf), go.mod, and the shell scripts
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 	go vet ./...
+	go -C deploy/package vet ./...
 	go tool staticcheck ./...
+	go mod tidy -diff
+	go mod verify
+	@command -v shellcheck >/dev/null || e2e/prepare lint
+	shellcheck -s bash -S warning $(SCRIPTS)
+
+# In a release's sources there is no git to ask.
+SCRIPTS = $(shell git grep -lE '^#!.*sh\b' 2>/dev/null) cmd/tulle/completion/tulle.bash
 
 .PHONY: clean
 clean: ## remove what was built

@@ -12,7 +12,7 @@ import (
 )
 
 // LockHost makes sure that no other agent works on this host, whatever its run directory: by an abstract socket, of whose
-// names each network namespace has its own (unix(7)). What another user listens on is no agent: it is told by taken.
+// names each network namespace has its own (unix(7)). What a user listens on who can't run an agent is none: it is told by taken.
 func LockHost() (unlock func(), taken error, err error) {
 	address := &net.UnixAddr{Name: "@tulle-agent", Net: "unix"}
 	l, err := net.ListenUnix(address.Net, address)
@@ -31,7 +31,7 @@ func LockHost() (unlock func(), taken error, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("lock this host: %w", err)
 	}
-	if holder.Uid != 0 && int(holder.Uid) != os.Geteuid() {
+	if !mayBeAgent(holder) {
 		return func() {}, fmt.Errorf("process %d of user %d, which can't be an agent, has the name %s of the agent's lock", holder.Pid, holder.Uid, address.Name), nil
 	}
 	return nil, nil, fmt.Errorf("another agent runs on this host already: process %d", holder.Pid)

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/tulle-net/tulle/backend"
@@ -75,20 +74,20 @@ func (a *Agent) sayConfig() {
 
 // networks writes a config's ranges.
 func networks(c subnet.Config) string {
-	var texts []string
-	for _, r := range c.Range.All() {
-		texts = append(texts, r.Network.String())
-	}
-	return strings.Join(texts, ", ")
+	return ofRanges(c, func(r subnet.Range) netip.Prefix { return r.Network })
 }
 
 // lengths writes how long the prefixes of its subnets are.
 func lengths(c subnet.Config) string {
-	var texts []string
-	for _, r := range c.Range.All() {
-		texts = append(texts, strconv.Itoa(r.SubnetLen))
+	return ofRanges(c, func(r subnet.Range) int { return r.SubnetLen })
+}
+
+func ofRanges[T comparable](c subnet.Config, of func(subnet.Range) T) string {
+	var p subnet.Pair[T]
+	for f, r := range c.Range.All() {
+		*p.At(f) = of(r)
 	}
-	return strings.Join(texts, ", ")
+	return each(p)
 }
 
 // sayChanged says what is new about the network's config: which is seldom, and for all hosts.

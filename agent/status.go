@@ -3,11 +3,9 @@ package agent
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/tulle-net/tulle/agent/api"
@@ -72,16 +70,7 @@ func values[T interface {
 }
 
 // each writes the values of a pair that are there.
-func each[T interface {
-	comparable
-	fmt.Stringer
-}](p subnet.Pair[T]) string {
-	var texts []string
-	for _, v := range p.All() {
-		texts = append(texts, v.String())
-	}
-	return strings.Join(texts, ", ")
-}
+func each[T comparable](p subnet.Pair[T]) string { return p.Join(", ") }
 
 func network(p *backend.Plan) api.Network {
 	s, o := p.State(), p.State().Outer()

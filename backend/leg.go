@@ -112,16 +112,7 @@ func (h Host) legs(name string, l subnet.Lease) ([]leg, error) {
 }
 
 // list names what a pair has.
-func list[T interface {
-	comparable
-	fmt.Stringer
-}](p subnet.Pair[T]) string {
-	var names []string
-	for _, v := range p.All() {
-		names = append(names, v.String())
-	}
-	return cmp.Or(strings.Join(names, " and "), "no address")
-}
+func list[T comparable](p subnet.Pair[T]) string { return cmp.Or(p.Join(" and "), "no address") }
 
 // inner returns what MTU, in bytes, is left inside a tunnel with an overhead on the underlay or, if that isn't 0, on what is
 // configured of it: on the narrowest of h's ways.

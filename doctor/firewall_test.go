@@ -7,17 +7,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
-	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/netfilter"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -199,16 +198,7 @@ func TestReadFilter(t *testing.T) {
 
 // shell returns what runs commands in a network namespace of the test's own, which the calling goroutine is in, too.
 func shell(t *testing.T) (run func(command string)) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("TULLE_TEST_ROOT") == "1" {
-			t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-		}
-		t.Skip("needs root, for a network namespace")
-	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the namespace with it
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
+	netnstest.Enter(t)
 	return func(command string) {
 		t.Helper()
 		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {

@@ -7,13 +7,12 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // router is a network namespace of a test's own between two others, 10.5.1.2 behind left and 10.5.2.2 behind right.
@@ -29,16 +28,7 @@ const markerPort = 9
 
 func newRouter(t *testing.T) *router {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("TULLE_TEST_ROOT") == "1" {
-			t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-		}
-		t.Skip("needs root, for network namespaces")
-	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the namespaces with it
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
+	netnstest.Enter(t)
 	r := &router{T: t, receiver: map[uint16]*net.UDPConn{}}
 	r.own = r.handle(netns.Get())
 	r.run("sysctl -qw net.ipv4.ip_forward=1")

@@ -36,7 +36,9 @@ func TestImports(t *testing.T) {
 		"e2e/bench":         {"backend", "backend/kernel", "e2e/lab", "etcd", "subnet"},
 		"e2e/bench/data":    {"e2e/lab"},
 		"e2e/browser":       {},
+		"e2e/document":      {},
 		"e2e/lab":           {"agent/api"},
+		"e2e/netnstest":     {},
 		"cmd/tulle": {
 			"agent", "agent/api", "agent/attach", "agent/docker", "agent/flannel",
 			"backend", "backend/extension", "backend/firewalld", "backend/kernel", "backend/l2", "backend/netfilter", "backend/udp", "backend/wireguard",

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,9 +42,10 @@ func TestSystemd(t *testing.T) {
 		name string
 		run  func(*testing.T, *machine)
 	}{
-		{"Verify", systemdVerify}, {"LongStart", systemdLongStart}, {"Start", systemdStart}, {"DockerOfDebian", systemdDebian}, {"Alive", systemdAlive},
-		{"Stopped", systemdStopped}, {"HangingLoop", systemdHangs}, {"Restart", systemdRestart}, {"Stop", systemdStop},
-		{"Reboot", systemdReboot}, {"Cleanup", systemdCleanup},
+		{"Verify", systemdVerify}, {"NotEnabled", systemdNotEnabled}, {"LongStart", systemdLongStart}, {"Start", systemdStart}, {"DockerOfDebian", systemdDebian},
+		{"Alive", systemdAlive}, {"Stopped", systemdStopped}, {"HangingLoop", systemdHangs}, {"Restart", systemdRestart}, {"Stop", systemdStop},
+		{"Reboot", systemdReboot}, {"Rights", systemdRights}, {"PacketFilters", systemdFilters}, {"Backends", systemdBackends}, {"AfterRoot", systemdAfterRoot},
+		{"Cleanup", systemdCleanup}, {"NoSubnet", systemdNoSubnet}, {"Disabled", systemdDisabled},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, m) }) {
 			t.Fatalf("%s failed; what comes after it would, too", step.name)
@@ -51,17 +53,38 @@ func TestSystemd(t *testing.T) {
 	}
 }
 
-// systemdVerify has the units checked, with Docker's as docker.com has it: nothing may be complained about.
+// systemdVerify has the units checked, with Docker's as docker.com has it: nothing may be complained about, and little exposed.
 func systemdVerify(t *testing.T, m *machine) {
-	units := "/etc/systemd/system"
-	if err := os.CopyFS(m.path(units), os.DirFS("../deploy/systemd")); err != nil {
-		t.Fatal(err)
+	for from, to := range map[string]string{"": "/etc/systemd/system", "sysusers.d": "/etc/sysusers.d", "tmpfiles.d": "/etc/tmpfiles.d"} {
+		if err := os.CopyFS(m.path(to), os.DirFS(filepath.Join("../deploy/systemd", from))); err != nil {
+			t.Fatal(err)
+		}
 	}
+	m.run(t, "systemd-sysusers")
 	m.dockerd(t, "/usr/bin/dockerd", "-H fd:// --containerd=/run/containerd/containerd.sock")
 	m.write(t, "/etc/default/tulle", "TULLE_ETCD_ENDPOINTS="+m.endpoint()+"\n")
-	if out := m.run(t, "systemd-analyze", "verify", "--man=no", units+"/tulle.service", "/usr/lib/systemd/system/docker.service"); out != "" {
+	m.write(t, "/etc/tulle/etcd.env", "TULLE_LISTEN_CLIENT_URLS="+m.endpoint()+"\n")
+	units := []string{"/etc/systemd/system/tulle.service", "/etc/systemd/system/tulle-etcd.service"}
+	if out := m.run(t, append([]string{"systemd-analyze", "verify", "--man=no", "/usr/lib/systemd/system/docker.service"}, units...)...); out != "" {
 		t.Error(out)
 	}
+	for _, unit := range units {
+		const most = "20" // tenths, of 10.0
+		if out, err := m.try("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold="+most, unit); err != nil {
+			t.Errorf("%s exposes more than %s: %v\n%s", unit, most, err, out)
+		}
+	}
+}
+
+// systemdNotEnabled has all files installed, and nothing enabled: Docker starts as if they weren't there.
+func systemdNotEnabled(t *testing.T, m *machine) {
+	m.run(t, "systemctl", "daemon-reload")
+	m.run(t, "systemctl", "start", "docker")
+	m.dockerStarts(t, "/usr/bin/dockerd", "")
+	if state := m.show(t, "tulle.service", "ActiveState"); state != "inactive" {
+		t.Errorf("nobody enabled the agent, and it is %s", state)
+	}
+	m.run(t, "systemctl", "stop", "docker")
 	m.run(t, "systemctl", "enable", "tulle.service")
 }
 
@@ -118,19 +141,21 @@ func systemdStart(t *testing.T, m *machine) {
 			t.Errorf("%s is %s", unit, state)
 		}
 	}
-	m.dockerRuns(t, "/usr/bin/dockerd", "10.5.77.1/24")
+	m.dockerRuns(t, "/usr/bin/dockerd", "--bip=10.5.77.1/24 ")
 }
 
-// systemdDebian has Docker where and as Debian's package has it.
+// systemdDebian has Docker where and as Debian's package has it. What both say, the last says.
 func systemdDebian(t *testing.T, m *machine) {
 	if err := os.Remove(m.path("/usr/bin/dockerd")); err != nil {
 		t.Fatal(err)
 	}
 	m.dockerd(t, "/usr/sbin/dockerd", "-H fd:// --containerd=/run/containerd/containerd.sock $DOCKER_OPTS")
-	m.write(t, "/etc/default/docker", "DOCKER_OPTS=--bip=172.17.0.1/16\n")
+	m.write(t, "/etc/default/docker", "DOCKER_OPTS=\"--debug --bip=172.17.0.1/16\"\n")
 	m.run(t, "systemctl", "daemon-reload")
-	m.run(t, "systemctl", "restart", "docker")
-	m.dockerRuns(t, "/usr/sbin/dockerd", "10.5.77.1/24")
+	for range 2 { // what a start had does not come again with the next
+		m.run(t, "systemctl", "restart", "docker")
+		m.dockerRuns(t, "/usr/sbin/dockerd", "--debug --bip=172.17.0.1/16 --bip=10.5.77.1/24 --ip-masq=false --mtu=1450\n")
+	}
 }
 
 // systemdAlive gives the agent little time to be heard from, and hears from it.
@@ -159,10 +184,12 @@ func systemdStopped(t *testing.T, m *machine) {
 // systemdHangs makes the loop hang, and nothing else of the process: iptables-save does not return.
 func systemdHangs(t *testing.T, m *machine) {
 	m.aborted(t, func() {
-		m.run(t, "mv", "/usr/sbin/iptables-save", "/usr/sbin/iptables-save.real")
-		m.script(t, "/usr/sbin/iptables-save", "mv /usr/sbin/iptables-save.real /usr/sbin/iptables-save\nexec sleep infinity\n")
+		m.script(t, "/usr/local/lib/hang", "mkdir /run/tulle/hung 2>/dev/null && exec sleep infinity\nexec /etc/alternatives/iptables-save \"$@\"\n")
+		m.run(t, "ln", "-sf", "/usr/local/lib/hang", "/usr/sbin/iptables-save")
 		m.run(t, "iptables", "-w", "-F", "TULLE-FORWARD")
 	})
+	m.run(t, "ln", "-sf", "/etc/alternatives/iptables-save", "/usr/sbin/iptables-save")
+	m.run(t, "rmdir", "/run/tulle/hung")
 	if err := os.RemoveAll(m.path("/etc/systemd/system/tulle.service.d")); err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +236,7 @@ func systemdStop(t *testing.T, m *machine) {
 func systemdReboot(t *testing.T, m *machine) {
 	m.run(t, "systemctl", "stop", "docker")
 	m.wipeEtcd(t)
-	m.run(t, "sh", "-c", "rm -r /run/tulle /run/dockerd && ip link del tulle.1 && ip link del docker0")
+	m.run(t, "sh", "-c", "rm -r /run/tulle /run/tulle-docker.env && ip link del tulle.1 && ip link del docker0")
 	m.run(t, "systemctl", "start", "--no-block", "docker")
 	eventually(t, 20*time.Second, "the agent runs", func() error {
 		_, err := os.Stat(m.path("/run/tulle/lock"))
@@ -219,7 +246,7 @@ func systemdReboot(t *testing.T, m *machine) {
 	m.put(t, "subnets/10.5.88.0-24", lease("192.0.2.88", "02:00:00:00:00:88", 1))
 	m.put(t, "config", plain)
 	m.eventually(t, "docker.service", "ActiveState", func(v string) bool { return v == "active" })
-	m.dockerRuns(t, "/usr/sbin/dockerd", "10.5.77.1/24")
+	m.dockerRuns(t, "/usr/sbin/dockerd", "--debug --bip=172.17.0.1/16 --bip=10.5.77.1/24 ")
 }
 
 // systemdCleanup leaves nothing to the next agent: it gets another subnet when etcd has forgotten the first.
@@ -246,25 +273,24 @@ func systemdCleanup(t *testing.T, m *machine) {
 // boot starts a machine that goes away with the test.
 func boot(t *testing.T) *machine {
 	t.Helper()
-	root, err := filepath.Abs(debianRoot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(root); err != nil {
-		t.Fatalf("%v: e2e/prepare test makes it", err)
-	}
 	m := &machine{namespace: fmt.Sprintf("tulle-t%d-%d-systemd", os.Getpid(), labNumber.Add(1))}
 	host(t, "ip", "netns", "add", m.namespace)
 	t.Cleanup(func() { host(t, "ip", "netns", "del", m.namespace) })
 	in(t, m.namespace, "sh", "-c", `ip link set lo up && ip link add eth0 type veth peer name underlay && ip link set underlay up &&
 		ip link set eth0 up && ip addr add 192.0.2.11/24 dev eth0 && ip route add default via 192.0.2.1`)
-	t.Cleanup(func() { removeCgroups(t, m.namespace) })
-	m.start(t, root, t.TempDir())
+	tulle := filepath.Join(t.TempDir(), "tulle")
+	build := exec.Command("go", "build", "-o", tulle, "../cmd/tulle")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is delivered: the machine need not have our libc
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build tulle: %v\n%s", err, out)
+	}
+	m.start(t, "--bind-ro="+tulle+":/usr/local/bin/tulle")
 	return m
 }
 
-// nspawn starts a systemd in the network namespace $1, in a cgroup of that name, from the root $2, with the tulle $3. systemd-nspawn
-// asks for a /run with a systemd's directory; what is mounted here goes away with the mount namespace.
+// nspawn starts a systemd in the network namespace $1, in a cgroup of that name, from the root $2, by way of the file $3, with what
+// follows as options of systemd-nspawn's. That asks for a /run with a systemd's directory; what is mounted here goes away with
+// the mount namespace.
 const nspawn = `set -e
 for cgroup in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
 	if [ -e "$cgroup/cgroup.procs" ]; then
@@ -272,26 +298,31 @@ for cgroup in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
 		echo 0 >"$cgroup/$1/cgroup.procs"
 	fi
 done
-touch "$3.netns"
-mount --bind "/run/netns/$1" "$3.netns"
+touch "$3"
+mount --bind "/run/netns/$1" "$3"
+root=$2 netns=$3
+shift 3
 mount -t tmpfs tmpfs /run
 mkdir /run/systemd
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
-exec systemd-nspawn --quiet --directory "$2" --volatile=overlay --bind-ro "$3:/usr/local/bin/tulle" --boot --register=no --keep-unit \
-	--network-namespace-path="$3.netns" --capability=CAP_NET_ADMIN --console=pipe`
+exec systemd-nspawn --quiet --directory "$root" --volatile=overlay --boot --register=no --keep-unit \
+	--network-namespace-path="$netns" --capability=CAP_NET_ADMIN --console=pipe "$@"`
 
 // start starts the machine's systemd, and waits until it has booted. Whatever becomes of this process, the machine does not live
-// for more than three minutes; and it does not outlive unshare, since it is in a PID namespace of unshare's.
-func (m *machine) start(t *testing.T, root, dir string) {
-	tulle := filepath.Join(dir, "tulle")
-	build := exec.Command("go", "build", "-o", tulle, "../cmd/tulle")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is delivered: the machine need not have our libc
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build tulle: %v\n%s", err, out)
+// for more than five minutes; and it does not outlive unshare, since it is in a PID namespace of unshare's.
+func (m *machine) start(t *testing.T, options ...string) {
+	t.Helper()
+	root, err := filepath.Abs(debianRoot)
+	if err != nil {
+		t.Fatal(err)
 	}
+	if _, err := os.Stat(root); err != nil {
+		t.Fatalf("%v: e2e/prepare test makes it", err)
+	}
+	t.Cleanup(func() { removeCgroups(t, m.namespace) })
 	var console bytes.Buffer
-	cmd := exec.Command("timeout", "--signal=KILL", "180", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", nspawn, "sh", m.namespace, root, tulle)
+	cmd := exec.Command("timeout", append([]string{"--signal=KILL", "300", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
+		"sh", "-c", nspawn, "sh", m.namespace, root, filepath.Join(t.TempDir(), "netns")}, options...)...)
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = &console, &console, &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -457,23 +488,35 @@ func (m *machine) stat(t *testing.T, path string) os.FileInfo {
 // network was there by then.
 func (m *machine) dockerd(t *testing.T, path, args string) {
 	t.Helper()
-	m.script(t, path, "{ echo \"$0 $*\"; ip route; } >/run/dockerd\nexec sleep infinity\n")
+	m.script(t, path, "[ \"$1\" != --version ] || exec echo Docker version 20.10.24+dfsg1, build 297e128\n"+
+		"{ echo \"$0 $*\"; ip route; } >/run/dockerd.new\nmv /run/dockerd.new /run/dockerd\nexec sleep infinity\n")
 	m.write(t, "/usr/lib/systemd/system/docker.service", "[Unit]\nAfter=network-online.target\nWants=network-online.target\n"+
 		"[Service]\nEnvironmentFile=-/etc/default/docker\nExecStart="+path+" "+args+"\nRestart=on-failure\nKillMode=process\n")
 }
 
-// dockerRuns fails unless dockerd was started as it should be, after everything was programmed.
-func (m *machine) dockerRuns(t *testing.T, path, bip string) {
+// dockerRuns fails unless dockerd was started with options that begin so, after everything was programmed.
+func (m *machine) dockerRuns(t *testing.T, path, options string) {
 	t.Helper()
-	want := path + " -H fd:// --containerd=/run/containerd/containerd.sock --bip=" + bip + " "
+	if text := m.dockerStarts(t, path, " "+options); !strings.Contains(text, "\n10.5.88.0/24 ") {
+		t.Errorf("dockerd was started before the route to the peer was there:\n%s", text)
+	}
+	m.programmed(t)
+}
+
+// dockerStarts fails unless dockerd was started, since this was last asked, with options that begin so, and returns what it noted. No
+// options are none at all.
+func (m *machine) dockerStarts(t *testing.T, path, options string) (text string) {
+	t.Helper()
+	want := path + " -H fd:// --containerd=/run/containerd/containerd.sock" + cmp.Or(options, "\n")
 	eventually(t, 5*time.Second, "dockerd notes how it was started", func() error {
-		text, err := os.ReadFile(m.path("/run/dockerd"))
-		if err == nil && (!strings.HasPrefix(string(text), want) || !strings.Contains(string(text), "\n10.5.88.0/24 ")) {
-			err = fmt.Errorf("want %q and a route to the peer:\n%s", want, text)
+		noted, err := os.ReadFile(m.path("/run/dockerd"))
+		if text = string(noted); err == nil && !strings.HasPrefix(text, want) {
+			err = fmt.Errorf("want %q: %s", want, text)
 		}
 		return err
 	})
-	m.programmed(t)
+	m.run(t, "rm", "/run/dockerd")
+	return text
 }
 
 // programmed fails unless the network is in force.
@@ -522,15 +565,14 @@ func (m *machine) endpoint() string { return "http://192.0.2.11:2379" }
 
 func (m *machine) startEtcd(t *testing.T) {
 	t.Helper()
-	m.run(t, "systemd-run", "--quiet", "--collect", "--unit=tulle-etcd", "--property=Type=notify", "--property=StateDirectory=tulle-etcd",
-		"tulle", "etcd", "--data-dir=/var/lib/tulle-etcd", "--listen-client-urls="+m.endpoint(), "--advertise-client-urls="+m.endpoint())
+	m.run(t, "systemctl", "start", "tulle-etcd")
 }
 
 // wipeEtcd stops etcd and removes all that it knew.
 func (m *machine) wipeEtcd(t *testing.T) {
 	t.Helper()
 	m.run(t, "systemctl", "stop", "tulle-etcd")
-	m.run(t, "rm", "-r", "/var/lib/tulle-etcd")
+	m.run(t, "systemctl", "clean", "--what=state", "tulle-etcd")
 }
 
 // put stores one of the network's keys.

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tulle-net/tulle/e2e/document"
 	"github.com/tulle-net/tulle/e2e/lab"
 )
 
@@ -77,33 +78,55 @@ func (m *shellHost) killAll(t *testing.T) {
 		if other, err := os.Stat(path); err != nil || !os.SameFile(own, other) {
 			continue // ended, or elsewhere
 		}
-		if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil {
+		if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && pid != os.Getpid() { // a thread of ours may have stayed there
 			_ = unix.Kill(pid, unix.SIGKILL) // gone meanwhile: as wanted
 		}
 	}
 }
 
-// block is a fenced block of commands, and the machines that it is for.
-var block = regexp.MustCompile("(?ms)^```sh ((?:node\\d ?)+)\n(.*?)^```$")
+// step is a fenced block of commands, and the machines that it is for.
+type step struct {
+	document.Code
+	machines []string
+}
+
+// steps are a document's: its blocks with machines behind the language. The commands of those without are not for a test to run.
+func steps(t *testing.T, path string) (run []step, others []document.Code) {
+	t.Helper()
+	all, err := document.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, code := range all {
+		switch words := strings.Fields(code.Info); {
+		case code.Span:
+		case len(words) > 1 && words[0] == "sh":
+			run = append(run, step{code, words[1:]})
+		default:
+			others = append(others, code)
+		}
+	}
+	if len(run) == 0 {
+		t.Fatalf("%s has nothing to run", path)
+	}
+	return run, others
+}
 
 // TestWalkthrough runs docs/walkthrough-docker.md, command by command as they stand there, but for the one address that node2
 // prints.
 func TestWalkthrough(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../docs/walkthrough-docker.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	run, _ := steps(t, "../docs/walkthrough-docker.md")
 	l := newLab(t, lab.Options{Hosts: 3, Bare: true})
 	machines := map[string]*shellHost{}
 	for i, h := range l.Nodes {
 		machines[fmt.Sprintf("node%d", i+1)] = newShellHost(t, l, h)
 	}
 	web, pinged := "", false
-	for _, b := range block.FindAllStringSubmatch(string(text), -1) {
-		for _, node := range strings.Fields(b[1]) {
+	for _, step := range run {
+		for _, node := range step.machines {
 			m := machines[node]
-			script := regexp.MustCompile(`(?m)^WEB=.*$`).ReplaceAllString(b[2], "WEB="+web)
+			script := regexp.MustCompile(`(?m)^WEB=.*$`).ReplaceAllString(step.Text, "WEB="+web)
 			if strings.Contains(script, "docker run -d") {
 				m.load(t)
 				t.Cleanup(func() { m.sh(t, "docker rm -f web") })

@@ -12,14 +12,14 @@ import (
 // ServerOptions are etcd's own flags, of those a lab or a small cluster needs.
 type ServerOptions struct {
 	Name                     string   `default:"tulle" help:"This member's name."`
-	DataDir                  string   `default:"tulle.etcd" help:"Directory for the data." placeholder:"DIR"`
-	ListenClientUrls         []string `default:"http://127.0.0.1:2379" help:"URLs to serve clients on." placeholder:"URL"`
+	DataDir                  string   `default:"tulle.etcd" help:"Directory for the data (default ${default})." placeholder:"DIR"`
+	ListenClientUrls         []string `default:"http://127.0.0.1:2379" help:"URLs to serve clients on (default ${default})." placeholder:"URL"`
 	AdvertiseClientUrls      []string `help:"URLs that clients reach this member by (default: those it listens on)." placeholder:"URL"`
-	ListenPeerUrls           []string `default:"http://127.0.0.1:2380" help:"URLs to serve the other members on." placeholder:"URL"`
+	ListenPeerUrls           []string `default:"http://127.0.0.1:2380" help:"URLs to serve the other members on (default ${default})." placeholder:"URL"`
 	InitialAdvertisePeerUrls []string `help:"URLs that the other members reach this one by (default: those it listens on)." placeholder:"URL"`
 	InitialCluster           string   `help:"All members, as NAME=PEER-URL,… (default: this one alone)." placeholder:"MEMBERS"`
 	InitialClusterState      string   `default:"new" enum:"new,existing" help:"Whether the cluster is new or existing."`
-	InitialClusterToken      string   `default:"tulle" help:"What tells this cluster from others." placeholder:"TOKEN"`
+	InitialClusterToken      string   `default:"tulle" help:"What tells this cluster from others (default ${default})." placeholder:"TOKEN"`
 	QuotaBackendBytes        int64    `help:"Size at which etcd refuses writes and raises the alarm NOSPACE (0: etcd's own default, 2 GiB)." placeholder:"BYTES"`
 	ConfigFile               string   `help:"etcd's own config file; it takes the place of all other flags." placeholder:"FILE"`
 }

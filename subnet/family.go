@@ -5,8 +5,10 @@
 package subnet
 
 import (
+	"fmt"
 	"iter"
 	"net/netip"
+	"strings"
 )
 
 // Family is an IP address family.
@@ -74,4 +76,13 @@ func (p Pair[T]) All() iter.Seq2[Family, T] {
 			}
 		}
 	}
+}
+
+// Join writes the values that are there, IPv4's first, with sep between them.
+func (p Pair[T]) Join(sep string) string {
+	var texts []string
+	for _, v := range p.All() {
+		texts = append(texts, fmt.Sprint(v))
+	}
+	return strings.Join(texts, sep)
 }

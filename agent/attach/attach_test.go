@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 )
 
 // host is a network namespace of a test's own with a bridge, on the thread that the test runs on.
@@ -25,17 +25,7 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for a network namespace")
-	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the test, and its namespace with it
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
+	netnstest.Enter(t)
 	ns, err := netns.Get()
 	if err != nil {
 		t.Fatal(err)
@@ -50,15 +40,7 @@ func newHost(t *testing.T) *host {
 
 func (h *host) run(format string, args ...any) string {
 	h.Helper()
-	words := strings.Fields(fmt.Sprintf(format, args...))
-	var warnings strings.Builder // ip has some about other people's namespaces
-	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Stderr = &warnings
-	out, err := cmd.Output()
-	if err != nil {
-		h.Fatalf("%s: %v\n%s%s", strings.Join(words, " "), err, out, warnings.String())
-	}
-	return string(out)
+	return netnstest.Run(h, format, args...)
 }
 
 // container makes a named network namespace that goes away with the test.

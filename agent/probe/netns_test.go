@@ -3,82 +3,35 @@ package probe
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"runtime"
-	"strings"
 	"testing"
 	"time"
 	"unsafe"
 
-	"github.com/vishvananda/netns"
-	"golang.org/x/sync/errgroup"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"golang.org/x/sys/unix"
 )
 
 // host is a network namespace of a test's own.
 type host struct {
-	testing.TB
-	name string
-	ns   netns.NsHandle
+	*netnstest.Namespace
 }
 
 // newHost makes a namespace, whose name on the machine is tulle-probe-, the process's number and name.
 func newHost(t testing.TB, name string) *host {
 	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for a network namespace")
-	}
-	h := &host{TB: t, name: fmt.Sprintf("tulle-probe-%d-%s", os.Getpid(), name)}
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", h.name).Run() })
-	shell(t, "ip netns add "+h.name)
-	ns, err := netns.GetFromName(h.name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ns.Close() })
-	h.ns = ns
+	h := &host{netnstest.New(t, fmt.Sprintf("tulle-probe-%d-%s", os.Getpid(), name))}
 	h.run("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0") // an address is there at once
-	h.run("ip link set lo up")
 	return h
 }
 
-// run runs a command in the namespace; its words are split at spaces.
-func (h *host) run(format string, args ...any) string {
-	h.Helper()
-	return shell(h.TB, "ip netns exec "+h.name+" "+fmt.Sprintf(format, args...))
-}
+func (h *host) run(format string, args ...any) string { h.Helper(); return h.Run(format, args...) }
 
-func shell(t testing.TB, command string) string {
-	t.Helper()
-	words := strings.Fields(command)
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", command, err, out)
-	}
-	return string(out)
-}
-
-// in runs f on a thread in the namespace, which ends with it.
-func (h *host) in(f func() error) error {
-	var tasks errgroup.Group
-	tasks.Go(func() error {
-		runtime.LockOSThread()
-		if err := netns.Set(h.ns); err != nil {
-			return err
-		}
-		return f()
-	})
-	return tasks.Wait()
-}
+func (h *host) in(f func() error) error { return h.In(f) }
 
 // join connects two namespaces by a veth pair, both of whose ends are up.
 func join(a *host, devA string, b *host, devB string) {
 	a.Helper()
-	shell(a.TB, fmt.Sprintf("ip link add name %s netns %s type veth peer name %s netns %s", devA, a.name, devB, b.name))
+	netnstest.Run(a, "ip link add name %s netns %s type veth peer name %s netns %s", devA, a.Netns, devB, b.Netns)
 	for h, dev := range map[*host]string{a: devA, b: devB} {
 		h.run("ip link set %s up", dev)
 	}

@@ -55,11 +55,20 @@ func isGone(err error) bool {
 	return slices.Contains([]string{"ServiceUnknown", "NameHasNoOwner", "NoReply"}, strings.TrimPrefix(answer.Name, "org.freedesktop.DBus.Error."))
 }
 
+// advice is what to do about an error: otherwise, unless firewalld takes no orders from the user that this process runs as. It asks
+// polkit, and where there is none, it takes them from root alone.
+func advice(err error, otherwise string) string {
+	if answer := (dbus.Error{}); errors.As(err, &answer) && answer.Name == name+".NotAuthorizedException" {
+		return "let the agent's user tell it: that takes polkit, and deploy/systemd/polkit/tulle.rules in /etc/polkit-1/rules.d"
+	}
+	return otherwise
+}
+
 // zones returns which zone each member is in.
 func (d *daemon) zones(ctx context.Context) (map[member]string, error) {
 	var active map[string]map[string][]string
 	if err := d.call(ctx, path, "zone.getActiveZones").Store(&active); err != nil {
-		return nil, fmt.Errorf("ask firewalld for its zones: %w: is it well (firewall-cmd --state)?", err)
+		return nil, fmt.Errorf("ask firewalld for its zones: %w: %s", err, advice(err, "is it well (firewall-cmd --state)?"))
 	}
 	zones := map[member]string{}
 	for zone, lists := range active {
@@ -81,7 +90,7 @@ func (d *daemon) set(ctx context.Context, zones map[member]string, members map[m
 			continue
 		}
 		if err := d.call(ctx, path, "zone.add"+m.kind, zone, m.name).Err; err != nil {
-			errs = append(errs, fmt.Errorf("put %s into firewalld's zone %s: %w: firewalld may reject the overlay's packets until it is there", m, zone, err))
+			errs = append(errs, fmt.Errorf("put %s into firewalld's zone %s: %w: %s", m, zone, err, advice(err, "firewalld may reject the overlay's packets until it is there")))
 			continue
 		}
 		added = append(added, m.name)

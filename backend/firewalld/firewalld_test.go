@@ -16,6 +16,7 @@ import (
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/e2e/lab"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -28,13 +29,7 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for network namespaces")
-	}
+	netnstest.NeedRoot(t)
 	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("fw%d-%d", os.Getpid(), time.Now().UnixNano()%100000), Hosts: 1, Bare: true}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -63,9 +58,13 @@ func newHost(t *testing.T) *host {
 
 // start begins a life of an agent.
 func (h *host) start(bus string) {
+	h.startWith(func() (*dbus.Conn, error) { return dbus.Connect(bus) })
+}
+
+func (h *host) startWith(dial func() (*dbus.Conn, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := New(slog.New(slog.DiscardHandler))
-	c.dial = func() (*dbus.Conn, error) { return dbus.Connect(bus) }
+	c.dial = dial
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
 	h.Cleanup(func() {

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -18,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 )
 
 // sandbox is a network namespace of a test's own, on the thread that the test runs on. Its underlay is eth0, 192.0.2.1/24.
@@ -27,15 +26,10 @@ type sandbox struct {
 	before  []string // what was there before us, see objects
 }
 
-// newSandbox moves the calling goroutine into a new namespace. It never unlocks the thread: the runtime ends it with the
-// goroutine, and the namespace, which has no name, with it.
+// newSandbox moves the calling goroutine into a new namespace.
 func newSandbox(t testing.TB, options ...Option) *sandbox {
 	t.Helper()
-	needRoot(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("unshare: %v", err)
-	}
+	netnstest.Enter(t)
 	s := &sandbox{TB: t, options: options}
 	// Duplicate address detection, router solicitations and MLD would ring the doorbell seconds later.
 	for _, name := range []string{"accept_dad", "dad_transmits", "router_solicitations"} {
@@ -52,17 +46,6 @@ func newSandbox(t testing.TB, options ...Option) *sandbox {
 	s.run("ip addr add 192.0.2.1/24 dev eth0")
 	s.before = s.objects()
 	return s
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for a network namespace")
-	}
 }
 
 // eachMode runs test in a sandbox with nexthop objects and in one without.
@@ -87,12 +70,7 @@ func (s *sandbox) open() *Kernel {
 // run runs a command in the sandbox; its words are split at spaces.
 func (s *sandbox) run(format string, args ...any) string {
 	s.Helper()
-	words := strings.Fields(fmt.Sprintf(format, args...))
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
-	if err != nil {
-		s.Fatalf("%s: %v\n%s", strings.Join(words, " "), err, out)
-	}
-	return string(out)
+	return netnstest.Run(s, format, args...)
 }
 
 // setup puts what was made by hand among the things that must stay as they are.

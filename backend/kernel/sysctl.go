@@ -1,6 +1,9 @@
 package kernel
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -32,7 +35,10 @@ func setSysctls(w *work, set map[string]string) {
 // setSysctl fails with fs.ErrNotExist if the kernel has no such thing. (To create it would be forbidden instead.)
 func setSysctl(name, value string) error {
 	f, err := os.OpenFile(sysctlPath(name), os.O_WRONLY, 0)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: set it on the host (sysctl -w %s=%s, and for good in /etc/sysctl.d), or let the agent (ReadWritePaths=/proc/sys/net in its unit)", err, name, value)
+	case err != nil:
 		return err
 	}
 	defer f.Close()

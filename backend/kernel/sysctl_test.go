@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -21,5 +22,9 @@ func TestReadOnlySysctls(t *testing.T) {
 	}
 	if writable(path) {
 		s.Error("it is taken for writable")
+	}
+	err := setSysctl("net.ipv4.ip_forward", "1")
+	if want := "read-only file system: set it on the host (sysctl -w net.ipv4.ip_forward=1"; err == nil || !strings.Contains(err.Error(), want) {
+		s.Errorf("error %v, want %s", err, want)
 	}
 }

@@ -6,17 +6,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -34,17 +33,7 @@ const (
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for a network namespace")
-	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the test, and its namespace with it
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
+	netnstest.Enter(t)
 	h := &host{T: t, peers: map[string]socket{}}
 	h.join("eth0", "192.0.2.1", peer)
 	h.join("eth1", "198.51.100.1", nobody)
@@ -112,12 +101,7 @@ func segmentState(t *testing.T, peers int) backend.State {
 
 func (h *host) run(format string, args ...any) string {
 	h.Helper()
-	words := strings.Fields(fmt.Sprintf(format, args...))
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
-	if err != nil {
-		h.Fatalf("%s: %v\n%s", strings.Join(words, " "), err, out)
-	}
-	return string(out)
+	return netnstest.Run(h, format, args...)
 }
 
 // peerSocket opens a socket on the VXLAN device of a namespace.

@@ -19,7 +19,7 @@ type fingerprint struct {
 
 // fingerprint is that of the packet filter as it is; one that isn't known if that can't be told.
 func (b *bell) fingerprint() fingerprint {
-	if b.legacy == nil {
+	if b.legacy.blind() {
 		return fingerprint{}
 	}
 	generation, err := b.generation()

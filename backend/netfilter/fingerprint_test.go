@@ -3,6 +3,8 @@ package netfilter
 import (
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tulle-net/tulle/backend"
 )
 
@@ -64,5 +66,33 @@ func TestUnchangedRunsNothing(t *testing.T) {
 				s.inPlace(policy)
 			})
 		})
+	}
+}
+
+// Who isn't root, and whom nobody lets see the names of the legacy tables, must not take them for none: what is theirs may have changed.
+func TestBlind(t *testing.T) {
+	s := newSandbox(t)
+	s.use("legacy")
+	filter := s.fresh(IPTables)
+	if _, err := filter.Apply(t.Context(), firewall(true, true)); err != nil {
+		t.Fatal(err)
+	}
+	if filter.bell.legacy.blind() || !filter.bell.fingerprint().known {
+		t.Error("root does not see the tables")
+	}
+	const nobody = 65534
+	become := func(call, id uintptr) { // this thread alone; root stays the saved user
+		if _, _, errno := unix.RawSyscall(call, id, id, 0); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	become(unix.SYS_SETRESGID, nobody)
+	become(unix.SYS_SETRESUID, nobody)
+	defer become(unix.SYS_SETRESUID, 0) // for who cleans up
+	if !filter.bell.legacy.blind() || filter.bell.fingerprint().known {
+		t.Error("what can't be seen is known")
+	}
+	if found, err := filter.hasChain(0, "DOCKER\x00"); !found || err != nil {
+		t.Errorf("there may be a Docker: %t, %v", found, err)
 	}
 }

@@ -174,7 +174,17 @@ func run(ctx context.Context, stdin, path string, args ...string) (string, error
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("%s: %w: %s", path, err, bytes.TrimSpace(errOut.Bytes()))
+		return "", fmt.Errorf("%s: %w: %s%s", path, err, bytes.TrimSpace(errOut.Bytes()), advice(errOut.String()))
 	}
 	return out.String(), nil
+}
+
+// advice is what to do about what the legacy iptables says. It locks a file that the first to run it makes, usually root, who alone may
+// read it then.
+func advice(said string) string {
+	const lock = "xtables.lock"
+	if strings.Contains(said, lock) && (strings.Contains(said, "Permission denied") || strings.Contains(said, "Read-only file system")) {
+		return ": let the agent's user read it (deploy/systemd/tmpfiles.d/tulle.conf in /etc/tmpfiles.d, and systemd-tmpfiles --create)"
+	}
+	return ""
 }

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -28,25 +28,10 @@ type sandbox struct {
 // goroutine, and the namespace, which has no name, with it.
 func newSandbox(t *testing.T) sandbox {
 	t.Helper()
-	needRoot(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("unshare: %v", err)
-	}
+	netnstest.Enter(t)
 	s := sandbox{t, IPTables}
 	s.run("ip link set lo up")
 	return s
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for a network namespace")
-	}
 }
 
 // eachVariant runs test with the iptables that speaks nftables and with the legacy one: hosts have either.
@@ -95,12 +80,7 @@ func (s sandbox) use(variant string) {
 
 func (s sandbox) run(format string, args ...any) string {
 	s.Helper()
-	words := strings.Fields(fmt.Sprintf(format, args...))
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
-	if err != nil {
-		s.Fatalf("%s: %v\n%s", strings.Join(words, " "), err, out)
-	}
-	return string(out)
+	return netnstest.Run(s, format, args...)
 }
 
 func (s sandbox) runAll(commands string) {
@@ -455,5 +435,20 @@ func TestNotInstalled(t *testing.T) {
 	}
 	if removed, err := s.fresh(IPTables).Cleanup(t.Context()); err != nil || len(removed) > 0 {
 		t.Errorf("Cleanup: %q, %v", removed, err)
+	}
+}
+
+// An agent that isn't root can't open the lock that root has made, as long as nobody lets it.
+func TestLockOfRoot(t *testing.T) {
+	for said, advised := range map[string]bool{
+		"Fatal: can't open lock file /run/xtables.lock: Permission denied":           true,
+		"Fatal: can't open lock file /run/xtables.lock: Read-only file system":       true,
+		"iptables-restore v1.8.9 (nf_tables): Permission denied (you must be root)":  false,
+		"Another app is currently holding the xtables lock; still 4s 0us time ahead": false,
+	} {
+		_, err := run(t.Context(), said, "sh", "-c", "cat >&2; exit 4")
+		if err == nil || strings.Contains(err.Error(), "systemd-tmpfiles --create") != advised {
+			t.Errorf("%s: error %v", said, err)
+		}
 	}
 }

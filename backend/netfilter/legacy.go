@@ -41,6 +41,17 @@ func openLegacy() (*legacy, error) {
 	return l, nil
 }
 
+// blind reports whether nobody lets us see which tables are in use: their names are root's to read, unless the unit gives them to the
+// agent's user. A name of our own guessing would make a table that isn't there.
+func (l *legacy) blind() bool {
+	if l == nil {
+		return true
+	}
+	return slices.ContainsFunc([]subnet.Family{subnet.IPv4, subnet.IPv6}, func(f subnet.Family) bool {
+		return errors.Is(unix.Access(filepath.Join(l.proc, layoutOf(f).names), unix.R_OK), unix.EACCES)
+	})
+}
+
 func (l *legacy) close() {
 	for _, socket := range l.sockets {
 		if socket >= 0 {

@@ -161,7 +161,7 @@ func (t *Filter) others() (docker bool, drops subnet.Pair[bool], err error) {
 // hasChain reports whether a family's iptables tables, of either kind, have a chain whose name begins so; an end of the name is a NUL.
 // It takes no program.
 func (t *Filter) hasChain(f subnet.Family, name string) (bool, error) {
-	if t.bell.legacy == nil { // it can't be told
+	if t.bell.legacy.blind() { // it can't be told
 		return installed() != "", nil
 	}
 	if found, err := t.bell.legacy.has(f, name); found || err != nil {
@@ -173,7 +173,7 @@ func (t *Filter) hasChain(f subnet.Family, name string) (bool, error) {
 
 // policyDrops reports whether iptables' FORWARD, of either kind, has a policy of DROP.
 func (t *Filter) policyDrops(f subnet.Family) (bool, error) {
-	if t.bell.legacy != nil {
+	if !t.bell.legacy.blind() {
 		if drops, err := t.bell.legacy.policyDrops(f); drops || err != nil {
 			return drops, err
 		}

@@ -7,16 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-	"golang.org/x/sync/errgroup"
-
 	"github.com/tulle-net/tulle/backend"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -28,65 +24,20 @@ const (
 
 // space is a network namespace of a test's own.
 type space struct {
-	testing.TB
-	name string
-	ns   netns.NsHandle
+	*netnstest.Namespace
 }
 
 // newSpace makes a namespace, whose name on the machine is tulle-udp-, the process's number and name.
 func newSpace(t testing.TB, name string) *space {
 	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for a network namespace")
-	}
-	s := &space{TB: t, name: fmt.Sprintf("tulle-udp-%d-%s", os.Getpid(), name)}
-	shell(t, "ip netns add "+s.name)
-	t.Cleanup(func() { // others on this machine may be looking at it
-		eventually(t, "namespace "+s.name+" is deleted", func() bool { return exec.Command("ip", "netns", "del", s.name).Run() == nil })
-	})
-	ns, err := netns.GetFromName(s.name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ns.Close() })
-	s.ns = ns
+	s := &space{netnstest.New(t, fmt.Sprintf("tulle-udp-%d-%s", os.Getpid(), name))}
 	s.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1")
-	s.run("ip link set lo up")
 	return s
 }
 
-// run runs a command in the namespace; its words are split at spaces.
-func (s *space) run(format string, args ...any) string {
-	s.Helper()
-	return shell(s.TB, "ip netns exec "+s.name+" "+fmt.Sprintf(format, args...))
-}
+func (s *space) run(format string, args ...any) string { s.Helper(); return s.Run(format, args...) }
 
-func shell(t testing.TB, command string) string {
-	t.Helper()
-	words := strings.Fields(command)
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", command, err, out)
-	}
-	return string(out)
-}
-
-// in runs f on a thread in the namespace, which ends with it.
-func (s *space) in(f func() error) error {
-	var tasks errgroup.Group
-	tasks.Go(func() error {
-		runtime.LockOSThread()
-		if err := netns.Set(s.ns); err != nil {
-			return err
-		}
-		return f()
-	})
-	return tasks.Wait()
-}
+func (s *space) in(f func() error) error { return s.In(f) }
 
 // listen opens a UDP socket in the namespace.
 func (s *space) listen(address string) *net.UDPConn {
@@ -125,11 +76,11 @@ func newHosts(t testing.TB, count int) []*host {
 	var hosts []*host
 	for n := 1; n <= count; n++ {
 		h := &host{space: newSpace(t, fmt.Sprintf("h%d", n)), n: n, container: newSpace(t, fmt.Sprintf("c%d", n))}
-		h.run("ip link add eth0 type veth peer name p%d netns %s", n, wire.name)
+		h.run("ip link add eth0 type veth peer name p%d netns %s", n, wire.Netns)
 		wire.run("ip link set p%d up master br0", n)
 		h.run("ip link set eth0 up")
 		h.run("ip addr add 192.0.2.%d/24 dev eth0", n)
-		h.run("ip link add docker0 mtu 1472 type veth peer name eth0 mtu 1472 netns %s", h.container.name)
+		h.run("ip link add docker0 mtu 1472 type veth peer name eth0 mtu 1472 netns %s", h.container.Netns)
 		h.run("ip link set docker0 up")
 		h.run("ip addr add 10.5.%d.1/24 dev docker0", n)
 		h.container.run("ip link set eth0 up")

@@ -75,10 +75,11 @@ func newKey() (backend.Secret, error) {
 }
 
 // writeKey makes key the content of a file that only its owner can read, in one piece: whoever reads it meanwhile reads the one before.
+// A file that is there keeps its owner: root, who changes the key, need not be who the agent runs as.
 func writeKey(path string, key backend.Secret) error {
 	err := os.MkdirAll(filepath.Dir(path), 0o755)
 	if err == nil {
-		err = renameio.WriteFile(path, []byte(backend.Key(key).String()+"\n"), 0o600, renameio.WithStaticPermissions(0o600))
+		err = replace(path, []byte(backend.Key(key).String()+"\n"))
 	}
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		err = errno // without the name of a temporary file, which is another each time
@@ -87,6 +88,25 @@ func writeKey(path string, key backend.Secret) error {
 		return fmt.Errorf("private key: write %s: %w", path, err)
 	}
 	return nil
+}
+
+func replace(path string, text []byte) error {
+	f, err := renameio.NewPendingFile(path, renameio.WithStaticPermissions(0o600))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	var before unix.Stat_t
+	if unix.Lstat(path, &before) == nil && int(before.Uid) != os.Geteuid() {
+		err = f.Chown(int(before.Uid), int(before.Gid))
+	}
+	if err == nil {
+		_, err = f.Write(text)
+	}
+	if err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
 }
 
 // Rotate puts a new key in the place of the one in a file, and returns their public keys. An agent that uses the file sees it at once.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tulle-net/tulle/backend"
 )
 
@@ -34,6 +36,32 @@ func TestReadKey(t *testing.T) {
 	read, _, err = readKey(path)
 	if err != nil || read[0] != 0 || read[31] != 127 || read.Public() != backend.Secret(unclamped).Public() {
 		t.Errorf("%x…%x, %v", read[0], read[31], err)
+	}
+}
+
+// Root makes a new key for an agent that isn't root: it must be able to read that, too.
+func TestRotateKeepsOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to change a file's owner")
+	}
+	const user, group = 65534, 65533
+	path := filepath.Join(t.TempDir(), KeyFile)
+	key, err := newKey()
+	if err == nil {
+		err = writeKey(path, key)
+	}
+	if err == nil {
+		err = os.Chown(path, user, group)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before, now, err := Rotate(path); err != nil || before == now {
+		t.Fatalf("%v, %v, %v", before, now, err)
+	}
+	var info unix.Stat_t
+	if err := unix.Stat(path, &info); err != nil || info.Uid != user || info.Gid != group || info.Mode&0o777 != 0o600 {
+		t.Errorf("user %d, group %d, mode %o, %v", info.Uid, info.Gid, info.Mode, err)
 	}
 }
 

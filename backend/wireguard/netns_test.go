@@ -19,6 +19,7 @@ import (
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/kernel"
 	"github.com/tulle-net/tulle/e2e/lab"
+	"github.com/tulle-net/tulle/e2e/netnstest"
 	"github.com/tulle-net/tulle/subnet"
 )
 
@@ -47,17 +48,6 @@ type host struct {
 	stop    func()
 }
 
-func needRoot(t *testing.T) {
-	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("TULLE_TEST_ROOT") == "1":
-		t.Fatal("TULLE_TEST_ROOT=1, but this is not root")
-	default:
-		t.Skip("needs root, for network namespaces")
-	}
-}
-
 // newNetwork makes hosts that know of each other and have all programmed.
 func newNetwork(t *testing.T, hosts int) *network {
 	return newNetworkOf(t, hosts, plain, "ipv4", InUserspace)
@@ -77,7 +67,7 @@ func everywhere(t *testing.T, test func(t *testing.T, where ...Option)) {
 // hasKernel reports whether this kernel has WireGuard, by a device in a namespace that goes away.
 func hasKernel(t *testing.T) (has bool) {
 	t.Helper()
-	needRoot(t)
+	netnstest.NeedRoot(t)
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
@@ -101,7 +91,7 @@ func hasKernel(t *testing.T) (has bool) {
 // newNetworkOf makes a network with a config, on an underlay of one family or both.
 func newNetworkOf(t *testing.T, hosts int, config, underlay string, where ...Option) *network {
 	t.Helper()
-	needRoot(t)
+	netnstest.NeedRoot(t)
 	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("wg%d-%d", os.Getpid(), time.Now().UnixNano()%100000), Hosts: hosts, Bare: true, Families: underlay}, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -64,23 +64,23 @@ type agentCmd struct {
 	IfaceRegex     []string         `group:"underlay" help:"Regular expression for the device's address or else its name. May be repeated." placeholder:"RE" sep:"none"`
 	IfaceCanReach  netip.Addr       `group:"underlay" help:"Take the device that leads to this address." placeholder:"IP"`
 	PublicIP       netip.Addr       `group:"underlay" name:"public-ip" help:"IPv4 address that peers send to, if it isn't the device's own." placeholder:"IP"`
-	UnderlayFamily backend.Families `group:"underlay" default:"auto" help:"By which addresses peers reach this host: auto, ipv4, ipv6 or both. auto takes the families of the network, and where the device lacks one the other." placeholder:"FAMILY"`
+	UnderlayFamily backend.Families `group:"underlay" default:"auto" enum:"auto,ipv4,ipv6,both" help:"By which addresses peers reach this host: auto, ipv4, ipv6 or both. auto takes the families of the network, and where the device lacks one the other (default ${default})." placeholder:"FAMILY"`
 	PublicIPv6     netip.Addr       `group:"underlay" name:"public-ipv6" env:"TULLE_PUBLIC_IPV6" help:"The same for IPv6." placeholder:"IP"`
 
-	IPMasq       bool          `name:"ip-masq" default:"true" negatable:"" help:"Masquerade the IPv4 packets that leave the overlay."`
-	IPv6Masq     bool          `name:"ipv6-masq" negatable:"" env:"TULLE_IPV6_MASQ" help:"Masquerade the IPv6 packets that leave the overlay."`
-	PeerGrace    time.Duration `default:"10m" help:"How long peers are kept that an etcd which was wiped, or restored from an older backup, knows no more (default ${default}; 0: not at all)." placeholder:"TIME"`
-	ForwardRules bool          `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain, and drop those that only claim to be."`
-	Firewall     string        `default:"auto" enum:"auto,iptables,nftables" help:"What makes the rules: auto, iptables or nftables. auto takes what the network's config, Docker and the host say (default ${default})."`
+	IPMasq       bool          `name:"ip-masq" default:"true" negatable:"" help:"Masquerade the IPv4 packets that leave the overlay (default on)."`
+	IPv6Masq     bool          `name:"ipv6-masq" negatable:"" env:"TULLE_IPV6_MASQ" help:"Masquerade the IPv6 packets that leave the overlay (default off)."`
+	PeerGrace    time.Duration `default:"10m" help:"How long peers are kept that etcd has forgotten because it was wiped, or restored from an older backup (default ${default}; 0: not at all)." placeholder:"TIME"`
+	ForwardRules bool          `default:"true" negatable:"" help:"Accept the overlay's packets in the FORWARD chain, and drop those that only claim to be (default on)."`
+	Firewall     string        `default:"auto" enum:"auto,iptables,nftables" help:"What makes the rules: auto, iptables or nftables. auto takes what the network's config, Docker and the host say (default ${default})." placeholder:"WHICH"`
 	Bridge       string        `default:"docker0" help:"The containers' bridge, made if it doesn't exist; empty for none (default ${default})." placeholder:"NAME"`
 	AttachAddrs  int           `name:"attach-addresses" default:"0" help:"Keep at least this many of the lease's addresses from Docker, for tulle attach: half of the lease, or none for 0 (default ${default})." placeholder:"N"`
 	DaemonJSON   string        `name:"daemon-json" default:"/etc/docker/daemon.json" help:"dockerd's own config, read to warn of options that it has, too (default ${default})." placeholder:"FILE"`
 	Listen       string        `default:"127.0.0.1:9494" help:"Where to serve a page for people, and /healthz, /readyz, /metrics and /v1/ for programs; empty for nowhere (default ${default}: only for this host)." placeholder:"ADDR"`
-	Probe        bool          `default:"true" negatable:"" help:"Ask peers for an answer, over the overlay and the underlay, to see whether they are reachable: five every 5 seconds."`
+	Probe        bool          `default:"true" negatable:"" help:"Ask peers for an answer, over the overlay and the underlay, to see whether they are reachable: five every 5 seconds (default on)."`
 	PeerMetrics  bool          `help:"Metrics of each peer by itself, too: three series for each host on each host."`
 	FromFlannel  bool          `help:"Take what flanneld's variables (FLANNELD_…) say as defaults, and its env file's subnet if no lease says another (default: off)."`
-	LogLevel     string        `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
-	LogFormat    string        `default:"text" enum:"text,json" help:"text or json."`
+	LogLevel     string        `default:"info" enum:"debug,info,warn,error" help:"What is logged: debug, info, warn or error, and what is worse (default ${default})." placeholder:"LEVEL"`
+	LogFormat    string        `default:"text" enum:"text,json" help:"How it is logged: text or json (default ${default})." placeholder:"FORMAT"`
 
 	flannel flannel.Settings
 }

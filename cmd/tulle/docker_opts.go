@@ -23,8 +23,8 @@ type dockerOptsCmd struct {
 	Key        string `short:"k" default:"DOCKER_OPTS" help:"Name of the variable with all options (default ${default})." placeholder:"KEY"`
 	NoIPMasq   bool   `short:"m" name:"no-ip-masq" help:"Leave out the option that turns Docker's masquerading off."`
 
-	Format          string `default:"env" enum:"env,json" help:"env, or json: what belongs in daemon.json, to be used instead of the variables and not beside them."`
-	FirewallBackend string `default:"auto" enum:"auto,iptables,nftables" help:"What dockerd makes its rules with; auto is what daemon.json says (default ${default})."`
+	Format          string `default:"env" enum:"env,json" help:"env, or json: what belongs in daemon.json, to be used instead of the variables and not beside them (default ${default})." placeholder:"FORMAT"`
+	FirewallBackend string `default:"auto" enum:"auto,iptables,nftables" help:"What dockerd makes its rules with; auto, iptables or nftables; auto is what daemon.json says (default ${default})." placeholder:"WHICH"`
 	DaemonJSON      string `name:"daemon-json" default:"/etc/docker/daemon.json" help:"Docker's config, which must not set the same options; empty to not look (default ${default})." placeholder:"FILE"`
 	Dockerd         string `help:"The dockerd that the options are for (default: the one in PATH, /usr/sbin or /usr/bin)." placeholder:"PATH"`
 }

@@ -30,7 +30,7 @@ type labName struct {
 type labOptions struct {
 	labName  `embed:""`
 	Hosts    int    `default:"3" help:"How many hosts (${minHosts} to ${maxHosts})."`
-	Backend  string `help:"How packets are carried: vxlan (the default), host-gw, wireguard, udp, ipip, l2." placeholder:"TYPE" xor:"network"`
+	Backend  string `default:"" enum:",vxlan,host-gw,wireguard,udp,ipip,l2" help:"How packets are carried: vxlan (the default), host-gw, wireguard, udp, ipip, l2." placeholder:"TYPE" xor:"network"`
 	Network  string `help:"The whole config of the network, in place of --backend." placeholder:"JSON" xor:"network"`
 	Underlay string `default:"ipv4" enum:"ipv4,ipv6,both" help:"Families of the hosts' own addresses: ipv4, ipv6 or both."`
 }

@@ -99,16 +99,7 @@ func subnetText(l subnet.Lease) string { return words(l.Subnet) }
 func publicIP(l subnet.Lease) string { return words(l.PublicIP) }
 
 // words are a pair's values, apart by a space.
-func words[T interface {
-	comparable
-	fmt.Stringer
-}](p subnet.Pair[T]) string {
-	var texts []string
-	for _, v := range p.All() {
-		texts = append(texts, v.String())
-	}
-	return strings.Join(texts, " ")
-}
+func words[T comparable](p subnet.Pair[T]) string { return p.Join(" ") }
 
 type leaseReserveCmd struct {
 	etcdFlags `embed:""`

@@ -31,6 +31,9 @@ type cli struct {
 	Attach     attachCmd     `cmd:"" help:"Give a running container of this host an interface on the overlay."`
 	Detach     detachCmd     `cmd:"" help:"Take that interface away again."`
 	Cleanup    cleanupCmd    `cmd:"" help:"Remove everything that an agent ever made on this host, and nothing else."`
+	Completion completionCmd `cmd:"" help:"Print a script that completes tulle's commands and flags in a shell."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"What the completion scripts ask."`
+	Reference  referenceCmd  `cmd:"" hidden:"" help:"What man pages and docs/cli.md are made by."`
 	Version    versionCmd    `cmd:"" help:"Print version, commit and Go version."`
 }
 
@@ -44,14 +47,19 @@ func main() {
 	os.Exit(run(os.Args[1:]))
 }
 
-// run is main, with the process's exit code.
-func run(args []string) int {
-	var c cli
-	parser := kong.Must(&c, kong.Name("tulle"), kong.Description(description), kong.DefaultEnvars("TULLE"), kong.Vars{"minHosts": "1", "maxHosts": strconv.Itoa(lab.MaxHosts)},
+// newParser reads arguments into c.
+func newParser(c *cli) *kong.Kong {
+	return kong.Must(c, kong.Name("tulle"), kong.Description(description), kong.DefaultEnvars("TULLE"), kong.Vars{"minHosts": "1", "maxHosts": strconv.Itoa(lab.MaxHosts)},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}), kong.UsageOnError(),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "etcd", Title: "etcd:"}, {Key: "underlay", Title: "Underlay, tried in this order (default: the device of the default route):"},
 		}))
+}
+
+// run is main, with the process's exit code.
+func run(args []string) int {
+	var c cli
+	parser := newParser(&c)
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
