@@ -48,7 +48,7 @@ func FuzzAsk(f *testing.F) {
 		switch code := answer.Code; {
 		case code >= 500 && code != 503:
 			t.Errorf("%s?%s: %d", path, query, code)
-		case strings.HasPrefix(request.URL.Path, api.PathEvents) && code == 200 && !json.Valid(answer.Body.Bytes()):
+		case strings.HasPrefix(request.URL.Path, api.PathEvents) && code == 200 && answer.Body.Len() > 0 && !json.Valid(answer.Body.Bytes()):
 			t.Errorf("%s?%s answers %q", path, query, answer.Body)
 		}
 	})
