@@ -51,11 +51,11 @@ func dockerRun(t *testing.T, h *lab.Host, endpoint string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	command := regexp.MustCompile(`(?m)^    docker (run -d(?:.*\n)(?:        .*\n)+)`).FindSubmatch(page)
+	command := regexp.MustCompile(`(?m)^    docker (run -d(?:.* \\\n)+.*\n)`).FindSubmatch(page)
 	if command == nil {
 		t.Fatal("deploy/docker/README.md has no docker run")
 	}
-	text := string(command[1])
+	text := strings.ReplaceAll(string(command[1]), " \\\n", "\n")
 	for old, changed := range map[string]string{"http://192.0.2.1:2379": endpoint, "-v /run/tulle:": "-v " + h.RunDir + ":", "-v /var/lib/tulle:": "-v " + h.RunDir + "-state:"} {
 		if strings.Count(text, old) != 1 {
 			t.Fatalf("docker run has no %s:\n%s", old, text)
