@@ -92,7 +92,7 @@ func TestGoldens(t *testing.T) {
 			t.Fatal(err)
 		}
 		name := strings.TrimSuffix(filepath.Base(file), ".txtar")
-		if strings.HasPrefix(name, "ipip") { // TestIPIP has it
+		if strings.Contains(name, "ipip") { // TestIPIP has it
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
