@@ -55,7 +55,20 @@ func Read(path string, most int64) ([]byte, error) {
 // before. A symbolic link is replaced, and what it leads to stays as it is. Its error is the same each time: the name of a temporary
 // file is not in it.
 func Replace(path string, text []byte, mode fs.FileMode) error {
-	err := replace(path, text, mode)
+	return alike(replace(path, text, mode, nil))
+}
+
+// Update is Replace, but a file that is there keeps its owner: root, who changes it, need not be who uses it.
+func Update(path string, text []byte, mode fs.FileMode) error {
+	var before unix.Stat_t
+	if os.Geteuid() != 0 || unix.Lstat(path, &before) != nil {
+		return Replace(path, text, mode)
+	}
+	return alike(replace(path, text, mode, &before))
+}
+
+// alike is err without the name of a temporary file, which is another each time, and so no news.
+func alike(err error) error {
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		return errno
 	}
@@ -63,12 +76,18 @@ func Replace(path string, text []byte, mode fs.FileMode) error {
 }
 
 // replace is renameio.WriteFile without its regard for the mode that a file of that name has: who planted it may have chosen that.
-func replace(path string, text []byte, mode fs.FileMode) error {
+// The file gets the owner of another; ours, if that is nil.
+func replace(path string, text []byte, mode fs.FileMode, owner *unix.Stat_t) error {
 	f, err := renameio.NewPendingFile(path, renameio.WithStaticPermissions(mode))
 	if err != nil {
 		return err
 	}
 	defer f.Cleanup() // does nothing once the file is in place
+	if owner != nil {
+		if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+			return err
+		}
+	}
 	if _, err := f.Write(text); err != nil {
 		return err
 	}

@@ -11,9 +11,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
-
 	"github.com/tulle-net/tulle/backend"
 	"github.com/tulle-net/tulle/backend/file"
 )
@@ -73,34 +70,12 @@ func newKey() (backend.Secret, error) {
 func writeKey(path string, key backend.Secret) error {
 	err := os.MkdirAll(filepath.Dir(path), 0o755)
 	if err == nil {
-		err = replace(path, []byte(backend.Key(key).String()+"\n"))
-	}
-	if errno := unix.Errno(0); errors.As(err, &errno) {
-		err = errno // without the name of a temporary file, which is another each time
+		err = file.Update(path, []byte(backend.Key(key).String()+"\n"), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("private key: write %s: %w", path, err)
 	}
 	return nil
-}
-
-func replace(path string, text []byte) error {
-	f, err := renameio.NewPendingFile(path, renameio.WithStaticPermissions(0o600))
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
-	var before unix.Stat_t
-	if os.Geteuid() == 0 && unix.Lstat(path, &before) == nil {
-		err = f.Chown(int(before.Uid), int(before.Gid))
-	}
-	if err == nil {
-		_, err = f.Write(text)
-	}
-	if err != nil {
-		return err
-	}
-	return f.CloseAtomicallyReplace()
 }
 
 // Rotate puts a new key in the place of the one in a file, and returns their public keys. An agent that uses the file sees it at once.
