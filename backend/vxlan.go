@@ -76,8 +76,10 @@ func (v vxlan) device(f subnet.Family) string {
 func (v vxlan) mac(h Host, f subnet.Family) MAC {
 	public := h.Underlay.Public.Of(f)
 	const local = 2 // of the first octet (IEEE 802): made by software, as flannel's and ours are
-	if mac, err := v.leasedMAC(h.Self, f); err == nil && mac[0]&local != 0 && h.Self.Backend == "vxlan" && h.Self.PublicIP.Of(f) == public {
-		return mac
+	if h.Self.Backend == "vxlan" && h.Self.PublicIP.Of(f) == public {
+		if mac, err := v.leasedMAC(h.Self, f); err == nil && mac[0]&local != 0 {
+			return mac
+		}
 	}
 	return deriveMAC("vtep", fmt.Sprint(v.VNI), public.String())
 }
